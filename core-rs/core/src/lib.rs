@@ -1,0 +1,10 @@
+//! Numerics of QBTC, in pure Rust: 26 streaming market features, the signal models that read
+//! them, their training and a synthetic market to try them on. No Python, no network; the only
+//! I/O is reading model files.
+//!
+//! Units: time is UNIX nanoseconds (`i64`), prices are quote currency, sizes base currency,
+//! returns basis points.
+
+pub mod error;
+
+pub use error::{Error, Result};

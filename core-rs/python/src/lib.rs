@@ -1,0 +1,15 @@
+//! The binding `qbtc._core`: a table of contents. Each exported class has a file of its own that
+//! checks arguments, releases the GIL for long work, calls `qbtc_core` and maps the error.
+//! The manual is `python/qbtc/_core.pyi`.
+
+use pyo3::prelude::*;
+
+mod build;
+mod error;
+
+#[pymodule]
+fn _core(m: &Bound<'_, PyModule>) -> PyResult<()> {
+    build::register(m)?;
+    error::register(m)?;
+    Ok(())
+}
