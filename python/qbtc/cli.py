@@ -4,6 +4,7 @@ Exit codes: 0 done, 2 wrong input (config, data, model), 1 a run that failed, 13
 Programs read JSON on stdout (``--json``); people read tables on stderr.
 """
 
+import importlib
 import sys
 from importlib.metadata import entry_points
 
@@ -15,7 +16,32 @@ from qbtc.errors import QbtcError
 __all__ = ["main"]
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+_COMMANDS = {
+    "backtest": "qbtc.trading.commands:backtest",
+    "config": "qbtc.trading.commands:config",
+    "data": "qbtc.data.commands:data",
+    "features": "qbtc.evaluate.commands:features",
+    "train": "qbtc.evaluate.commands:train",
+}
+"""Each command by module and name, imported when it is asked for: ``qbtc --help`` stays quick."""
+
+
+class _LazyGroup(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted({*super().list_commands(ctx), *_COMMANDS})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        target = _COMMANDS.get(cmd_name)
+        if target is None:
+            return super().get_command(ctx, cmd_name)
+        module, name = target.split(":")
+        command = getattr(importlib.import_module(module), name)
+        if not isinstance(command, click.Command):
+            raise TypeError(f"{target} is not a command")
+        return command
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="qbtc")
 def cli() -> None:
     """Backtests, training and market data on the QBTC core."""
