@@ -7,13 +7,17 @@ SHELL := /bin/sh
 UV_VERSION := 0.13.9
 PUCCINIALIN_VERSION := 0.1.14
 TOOLS := .tools
-export PATH := $(HOME)/.cargo/bin:$(CURDIR)/$(TOOLS)/uv/bin:$(PATH)
-export UV_PYTHON_PREFERENCE ?= managed
+export PATH := $(HOME)/.cargo/bin:$(CURDIR)/$(TOOLS)/rust/cargo/bin:$(CURDIR)/$(TOOLS)/uv/bin:$(PATH)
+# A toolchain that we fetched lives in .tools and is told so; the user's own is left alone.
+ifneq ($(wildcard $(TOOLS)/rust/cargo/bin/cargo),)
+export CARGO_HOME := $(CURDIR)/$(TOOLS)/rust/cargo
+export RUSTUP_HOME := $(CURDIR)/$(TOOLS)/rust/rustup
+endif
 PY := .venv/bin/python
 RUST_SOURCES := Cargo.toml Cargo.lock $(shell find core-rs -name '*.rs' -o -name Cargo.toml)
 
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
 setup: $(TOOLS)/built.stamp ## find or fetch uv, Python 3.13 and Rust; sync packages; build the core
 
@@ -21,7 +25,7 @@ $(TOOLS)/uv.stamp:
 	@mkdir -p $(TOOLS)
 	@command -v uv >/dev/null 2>&1 || { \
 	  py=$$(command -v python3 || command -v python) || { echo "setup: install Python 3 (any version, with pip), then run make again" >&2; exit 1; }; \
-	  "$$py" -m pip install -q --disable-pip-version-check --root-user-action=ignore --target $(TOOLS)/uv uv==$(UV_VERSION) \
+	  PIP_ROOT_USER_ACTION=ignore "$$py" -m pip install -q --disable-pip-version-check --target $(TOOLS)/uv uv==$(UV_VERSION) \
 	  || { echo "setup: install uv (https://docs.astral.sh/uv) or pip for $$py, then run make again" >&2; exit 1; }; }
 	@touch $@
 
@@ -34,15 +38,21 @@ $(TOOLS)/packages.stamp: $(TOOLS)/venv.stamp requirements.lock
 	uv pip sync -q --python $(PY) requirements.lock
 	@touch $@
 
-$(TOOLS)/built.stamp: $(TOOLS)/packages.stamp pyproject.toml README.md $(RUST_SOURCES)
-	@$(MAKE) -s rust
-	.venv/bin/maturin develop --uv --release --quiet
+$(TOOLS)/rust.stamp: $(TOOLS)/uv.stamp
+	@command -v cargo >/dev/null 2>&1 || { \
+	  echo "setup: no cargo found; fetching a Rust toolchain into $(TOOLS)/rust" >&2; \
+	  uv tool run --from puccinialin==$(PUCCINIALIN_VERSION) puccinialize --location $(TOOLS)/rust >$(TOOLS)/rust.log 2>&1 \
+	  || { echo "setup: install Rust 1.88 or newer (https://rustup.rs), then run make again; details: $(TOOLS)/rust.log" >&2; exit 1; }; }
 	@touch $@
 
-rust:
-	@command -v cargo >/dev/null 2>&1 || { \
-	  uv tool run puccinialin==$(PUCCINIALIN_VERSION) >/dev/null 2>&1 \
-	  || { echo "setup: install Rust 1.88 or newer (https://rustup.rs), then run make again" >&2; exit 1; }; }
+$(TOOLS)/built.stamp: $(TOOLS)/packages.stamp $(TOOLS)/rust.stamp pyproject.toml README.md $(RUST_SOURCES)
+	@echo "setup: building the core (about a minute the first time)" >&2
+	@$(MAKE) -s build
+	@touch $@
+
+# A second make, so that a toolchain fetched a moment ago is seen.
+build:
+	@.venv/bin/maturin develop --uv --release --quiet 2>$(TOOLS)/build.log || { cat $(TOOLS)/build.log >&2; exit 1; }
 
 lock: $(TOOLS)/uv.stamp ## pin the packages anew
 	uv pip compile -q --universal --python-version 3.13 --generate-hashes --no-header --no-emit-index-url --group dev pyproject.toml -o requirements.lock
@@ -65,8 +75,12 @@ fix: setup ## format and mend what the tools can
 	.venv/bin/ruff format
 	.venv/bin/ruff check --fix
 
+demo: setup ## train on a synthetic market, backtest on the rest of it, write a report
+	@.venv/bin/qbtc train configs/train-demo.toml
+	@.venv/bin/qbtc backtest configs/demo.toml
+
 bench: setup ## benchmarks against strong peers; writes benchmarks/out/report.{json,md}
 	uv pip install -q --python $(PY) -r requirements-bench.lock
 	$(PY) -m pytest benchmarks -m benchmark -p no:cacheprovider
 
-.PHONY: help setup rust lock test check fix bench demo
+.PHONY: help setup build lock test check fix bench demo
