@@ -62,9 +62,8 @@ def test_strategies_import_only_what_users_may_rely_on() -> None:
 
 
 def test_importing_qbtc_is_light() -> None:
-    code = "import sys, qbtc, qbtc.cli; print([m for m in sys.modules if m in %r])" % (
-        ["nautilus_trader", "pandas", "plotly", "pyarrow", "qbtc._core"],
-    )
+    heavy = ["nautilus_trader", "pandas", "plotly", "pyarrow", "qbtc._core"]
+    code = f"import sys, qbtc, qbtc.cli; print([m for m in sys.modules if m in {heavy!r}])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
