@@ -1,0 +1,142 @@
+"""The base of every strategy: a Nautilus strategy with typed parameters and model signals.
+
+A strategy file holds one frozen parameter struct and one class::
+
+    class FlatParams(StrategyParams, frozen=True):
+        instrument: str
+
+    class Flat(QbtcStrategy[FlatParams]):
+        def on_start(self) -> None:
+            self.subscribe_quotes(InstrumentId.from_str(self.params.instrument))
+
+All Nautilus callbacks (``on_quote``, ``on_trade``, ``on_book_deltas``, ``on_bar``,
+``on_order_filled``, ``on_time_event``, ...) keep their names and meaning; see
+https://nautilustrader.io/docs. Added here are ``params``, ``subscribe_model_signals`` with
+``on_model_signal``, ``instrument_or_fail`` and ``bar_type_for``. An exception in any callback ends
+the run (``qbtc.trading.trap``).
+"""
+
+from collections.abc import Callable
+from typing import Any, Self
+
+import msgspec
+from nautilus_trader.model import BarType, InstrumentId, OmsType, QuoteTick, StrategyId
+from nautilus_trader.trading import Strategy, StrategyConfig
+
+from qbtc.errors import ConfigError
+from qbtc.messages import Signal
+
+__all__ = ["QbtcStrategy", "SignalBoard", "SignalHandler", "StrategyParams"]
+
+type SignalHandler = Callable[[Signal, QuoteTick], None]
+
+
+class StrategyParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Parameters of a strategy: the ``params`` table of its ``[[strategies]]`` entry."""
+
+
+class SignalBoard:
+    """Who listens to which instrument's signals.
+
+    A plain list of bound methods per instrument. Handing a signal to one strategy this way costs
+    0.15-0.25 us; Nautilus's ``publish_message`` to a ``subscribe_topic`` handler costs 0.4-0.5 us
+    (measured on the same engine run, 200k quotes). Both run on the engine's thread at the event,
+    so the order of things is the same; actor and strategy still know only the board.
+    """
+
+    def __init__(self, instruments: tuple[str, ...] = ()) -> None:
+        self._handlers: dict[str, list[SignalHandler]] = {name: [] for name in instruments}
+
+    def handlers(self, instrument: str) -> list[SignalHandler]:
+        """Return the live list of an instrument's handlers."""
+        return self._handlers[instrument]
+
+    def listen(self, instrument: str, handler: SignalHandler) -> None:
+        """Add a handler.
+
+        Raises
+        ------
+        ConfigError
+            No signal actor serves the instrument.
+        """
+        if instrument not in self._handlers:
+            served = ", ".join(self._handlers) or "none"
+            raise ConfigError(
+                f"a strategy wants signals of {instrument}, but the run has signals of: {served}; "
+                f'add [[signals]] with instrument = "{instrument}"'
+            )
+        self._handlers[instrument].append(handler)
+
+
+class QbtcStrategy[Params: StrategyParams](Strategy):
+    """A Nautilus strategy with typed parameters.
+
+    Parameters
+    ----------
+    params
+        The strategy's frozen parameters.
+    strategy_id
+        Nautilus id, ``<Name>-<tag>``, unique in a run.
+    board
+        Where model signals come from.
+    bar_types
+        Bars in the run's data, by instrument.
+    """
+
+    params: Params
+
+    def __new__(cls, params: Params, *, strategy_id: str | None = None, **_: object) -> Self:
+        """Hand Nautilus its own config; it takes the id here, not in ``__init__``."""
+        config = StrategyConfig(
+            strategy_id=StrategyId(strategy_id or f"{cls.__name__}-000"),
+            oms_type=OmsType.NETTING,
+            log_events=False,
+            log_commands=False,
+        )
+        return super().__new__(cls, config)  # type: ignore[call-arg]
+
+    def __init__(
+        self,
+        params: Params,
+        *,
+        strategy_id: str | None = None,
+        board: SignalBoard | None = None,
+        bar_types: dict[str, str] | None = None,
+    ) -> None:
+        self.params = params
+        self._board = board or SignalBoard()
+        self._bar_types = bar_types or {}
+
+    def subscribe_model_signals(self, instrument_id: InstrumentId) -> None:
+        """Ask for ``on_model_signal`` at every signal of an instrument.
+
+        Raises
+        ------
+        ConfigError
+            The run has no ``[[signals]]`` entry for the instrument.
+        """
+        self._board.listen(str(instrument_id), self.on_model_signal)
+
+    def on_model_signal(self, signal: Signal, quote: QuoteTick) -> None:
+        """Receive a signal, before ``on_quote`` of the quote it was computed at."""
+
+    def bar_type_for(self, instrument_id: InstrumentId) -> BarType | None:
+        """Return the type of the bars that the run replays for an instrument, if any."""
+        name = self._bar_types.get(str(instrument_id))
+        return None if name is None else BarType.from_str(name)
+
+    def instrument_or_fail(self, instrument_id: InstrumentId) -> Any:
+        """Return the instrument's definition.
+
+        Raises
+        ------
+        ConfigError
+            The run's data does not contain the instrument.
+        """
+        instrument = self.cache.instrument(instrument_id)
+        if instrument is None:
+            known = ", ".join(str(name) for name in self.cache.instrument_ids()) or "none"
+            raise ConfigError(
+                f"{type(self).__name__}: no data for {instrument_id}; the run has: {known}"
+            )
+        return instrument

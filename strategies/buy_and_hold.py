@@ -1,0 +1,42 @@
+"""Buy once at the first price and keep it: what the market itself did over the span."""
+
+from nautilus_trader.model import Bar, InstrumentId, OrderSide, QuoteTick
+
+from qbtc.trading.strategy import QbtcStrategy, StrategyParams
+
+
+class BuyAndHoldParams(StrategyParams, frozen=True):
+    """Parameters of ``BuyAndHold``."""
+
+    instrument: str
+    """Nautilus id of the instrument to hold."""
+    size: float
+    """How much to buy, in base units; rounded to the instrument's size increment."""
+
+
+class BuyAndHold(QbtcStrategy[BuyAndHoldParams]):
+    """Buy ``size`` by one market order at the first quote or bar."""
+
+    def on_start(self) -> None:
+        """Listen to quotes and, where the data has them, bars."""
+        self._id = InstrumentId.from_str(self.params.instrument)
+        self._quantity = self.instrument_or_fail(self._id).make_qty(self.params.size)
+        self._bar_type = self.bar_type_for(self._id)
+        self.subscribe_quotes(self._id)
+        if self._bar_type is not None:
+            self.subscribe_bars(self._bar_type)
+
+    def on_quote(self, quote: QuoteTick) -> None:
+        """Buy at the first quote."""
+        self._buy()
+
+    def on_bar(self, bar: Bar) -> None:
+        """Buy at the first bar."""
+        self._buy()
+
+    def _buy(self) -> None:
+        self.unsubscribe_quotes(self._id)
+        if self._bar_type is not None:
+            self.unsubscribe_bars(self._bar_type)
+        order = self.order_factory.market(self._id, OrderSide.BUY, self._quantity)
+        self.submit_order(order)
