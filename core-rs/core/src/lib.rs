@@ -6,5 +6,6 @@
 //! returns basis points.
 
 pub mod error;
+pub mod synth;
 
 pub use error::{Error, Result};

@@ -9,6 +9,7 @@ create_exception!(_core, CoreInputError, PyValueError);
 create_exception!(_core, CoreModelError, PyValueError);
 
 /// The Python exception for a core error.
+#[expect(clippy::needless_pass_by_value, reason = "the shape that `map_err` takes")]
 pub fn to_py(error: Error) -> PyErr {
     match error {
         Error::Input { .. } => CoreInputError::new_err(error.to_string()),

@@ -6,10 +6,12 @@ use pyo3::prelude::*;
 
 mod build;
 mod error;
+mod synth;
 
 #[pymodule]
 fn _core(m: &Bound<'_, PyModule>) -> PyResult<()> {
     build::register(m)?;
     error::register(m)?;
+    synth::register(m)?;
     Ok(())
 }
