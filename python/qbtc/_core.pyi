@@ -5,8 +5,10 @@ Wrong arguments raise :class:`CoreInputError`, a model file that does not fit ra
 field. ``qbtc.core`` turns them into the errors of ``qbtc.errors``.
 """
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
+import numpy as np
 from numpy.typing import NDArray
 
 class CoreInputError(ValueError):
@@ -68,3 +70,86 @@ def simulate_market(
     CoreInputError
         An argument is not finite or out of its limits; the message names it.
     """
+
+class _Columns(Protocol):
+    @property
+    def ts(self) -> NDArray[np.int64]: ...
+    @property
+    def kind(self) -> NDArray[np.uint8]: ...
+    @property
+    def side(self) -> NDArray[np.uint8]: ...
+    @property
+    def a(self) -> NDArray[np.float64]: ...
+    @property
+    def b(self) -> NDArray[np.float64]: ...
+    @property
+    def c(self) -> NDArray[np.float64]: ...
+    @property
+    def d(self) -> NDArray[np.float64]: ...
+    @property
+    def price_increment(self) -> float: ...
+    @property
+    def size_increment(self) -> float: ...
+
+class FeatureEngine:
+    """The 26 features of one instrument, one call per market event.
+
+    Every call is O(1) and allocates nothing (``on_depth_batch`` copies its list, ``values``
+    makes its array). Events must come in the order of ``ts``; equal times are fine. A refused
+    event raises ``CoreInputError`` naming the field and changes nothing.
+    """
+
+    def __new__(cls, price_increment: float, size_increment: float) -> FeatureEngine: ...
+    def on_quote(self, ts: int, bid: float, bid_size: float, ask: float, ask_size: float) -> None:
+        """Take a new best bid and offer."""
+
+    def on_trade(self, ts: int, price: float, size: float, aggressor_side: int) -> None:
+        """Take a trade; ``aggressor_side`` 0 where the buyer took liquidity, 1 the seller."""
+
+    def on_depth(self, ts: int, book_side: int, price: float, size: float) -> None:
+        """Set the size of one price level (``book_side`` 0 bid, 1 ask); size 0 removes it."""
+
+    def on_depth_batch(self, ts: int, levels: Sequence[tuple[int, float, float]]) -> None:
+        """Set several levels ``(side, price, size)``; all or, at an error, none."""
+
+    def on_depth_clear(self, ts: int) -> None:
+        """Forget all levels; depth features are missing until new ones come."""
+
+    def on_lead_quote(self, ts: int, bid: float, ask: float) -> None:
+        """Take a quote of the lead venue, on its own grid."""
+
+    def is_warm(self) -> bool:
+        """Say whether quotes have been heard for the warm-up time and are not silent now."""
+
+    def values(self) -> NDArray[np.float32]:
+        """Return the features as of the last event, (26,), NaN where missing; changes nothing."""
+
+    @property
+    def now(self) -> int:
+        """Time of the last event; 0 before the first."""
+
+    @property
+    def mid(self) -> float:
+        """Mid of the last quote; NaN before the first."""
+
+    @property
+    def far_levels(self) -> int:
+        """Level changes ignored because they lay too far from the market."""
+
+def bulk_features(
+    columns: _Columns,
+) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float64], NDArray[np.bool_]]:
+    """Compute the features at every quote of ``columns`` on two threads, without the GIL.
+
+    Returns ``X`` (n, 26), ``ts`` (n,), ``mid`` (n,), ``warm`` (n,), bit for bit as the event
+    path. A refused event raises ``CoreInputError`` naming field and row.
+    """
+
+def feature_table() -> list[tuple[str, str, str, str, str, float, float]]:
+    """Return name, group, unit, formula, update class, warm-up and stale seconds per feature."""
+
+def feature_notation() -> str:
+    """Return the notation of the formulas."""
+
+def feature_schema_sha256() -> str:
+    """Return the hash of the table's meaning."""

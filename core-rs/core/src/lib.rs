@@ -6,6 +6,7 @@
 //! returns basis points.
 
 pub mod error;
+pub mod features;
 pub mod synth;
 
 pub use error::{Error, Result};

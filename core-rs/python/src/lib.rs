@@ -6,12 +6,14 @@ use pyo3::prelude::*;
 
 mod build;
 mod error;
+mod features;
 mod synth;
 
 #[pymodule]
 fn _core(m: &Bound<'_, PyModule>) -> PyResult<()> {
     build::register(m)?;
     error::register(m)?;
+    features::register(m)?;
     synth::register(m)?;
     Ok(())
 }
