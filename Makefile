@@ -81,6 +81,6 @@ demo: setup ## train on a synthetic market, backtest on the rest of it, write a 
 
 bench: setup ## benchmarks against strong peers; writes benchmarks/out/report.{json,md}
 	uv pip install -q --python $(PY) -r requirements-bench.lock
-	$(PY) -m pytest benchmarks -m benchmark -p no:cacheprovider
+	$(PY) -m pytest benchmarks -m benchmark -p no:cacheprovider --benchmark-quiet
 
 .PHONY: help setup build lock test check fix bench demo

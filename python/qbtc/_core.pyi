@@ -153,3 +153,11 @@ def feature_notation() -> str:
 
 def feature_schema_sha256() -> str:
     """Return the hash of the table's meaning."""
+
+def time_events(columns: _Columns, *, block_events: int, read: bool) -> NDArray[np.float64]:
+    """Time the event path in Rust, for the benchmarks.
+
+    Feeds the events to a fresh engine on one thread, without the GIL, and returns ns per event of
+    each full block of ``block_events``; with ``read``, the row of features is also written at
+    every quote. A refused event raises ``CoreInputError``.
+    """

@@ -8,5 +8,6 @@
 pub mod error;
 pub mod features;
 pub mod synth;
+pub mod timing;
 
 pub use error::{Error, Result};

@@ -8,6 +8,7 @@ mod build;
 mod error;
 mod features;
 mod synth;
+mod timing;
 
 #[pymodule]
 fn _core(m: &Bound<'_, PyModule>) -> PyResult<()> {
@@ -15,5 +16,6 @@ fn _core(m: &Bound<'_, PyModule>) -> PyResult<()> {
     error::register(m)?;
     features::register(m)?;
     synth::register(m)?;
+    timing::register(m)?;
     Ok(())
 }

@@ -165,7 +165,7 @@ fn drive(
 
 /// One event of the columns.
 #[inline]
-fn apply(
+pub(crate) fn apply(
     engine: &mut FeatureEngine,
     ts: i64,
     event: u8,

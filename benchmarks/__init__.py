@@ -1,0 +1,1 @@
+"""Benchmarks against strong peers; see docs/benchmarks.md."""

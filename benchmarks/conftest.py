@@ -1,0 +1,60 @@
+"""The benchmark run: refuses a stale or debug core, collects the rows, writes and prints them."""
+
+from collections.abc import Generator
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from benchmarks.reporting import Report, commit, machine
+from qbtc.core.build import require_fresh
+from qbtc.errors import InputError
+
+ROOT = Path(__file__).resolve().parents[1]
+OUT = Path(__file__).parent / "out"
+_REPORT = pytest.StashKey[Report]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[_REPORT] = Report(machine(), commit(ROOT))
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    try:
+        require_fresh(ROOT)
+    except InputError as error:
+        pytest.exit(f"benchmarks: {error}", returncode=2)
+
+
+@pytest.fixture
+def report(request: pytest.FixtureRequest) -> Report:
+    """Return the report of this run; add rows to it."""
+    return request.config.stash[_REPORT]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    outcome = yield
+    if call.excinfo is not None:
+        reason = call.excinfo.exconly().splitlines()[0].removeprefix("Skipped: ")
+        item.config.stash[_REPORT].missing.append((item.name, reason))
+    return outcome
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    report = session.config.stash[_REPORT]
+    if report.entries:
+        report.write(OUT)
+
+
+def pytest_terminal_summary(config: pytest.Config) -> None:
+    report = config.stash[_REPORT]
+    if not report.entries:
+        return
+    console = Console(width=max(Console().width, 150))
+    console.print(report.table())
+    for name, reason in report.missing:
+        console.print(f"not measured: {name}: {reason}", highlight=False, markup=False)
+    console.print(f"wrote {(OUT / 'report.json').relative_to(ROOT)} and report.md")
