@@ -7,6 +7,7 @@
 
 pub mod error;
 pub mod features;
+pub mod signal;
 pub mod synth;
 pub mod timing;
 

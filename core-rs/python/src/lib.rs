@@ -9,6 +9,7 @@ mod error;
 mod features;
 mod synth;
 mod timing;
+mod train;
 
 #[pymodule]
 fn _core(m: &Bound<'_, PyModule>) -> PyResult<()> {
@@ -17,5 +18,6 @@ fn _core(m: &Bound<'_, PyModule>) -> PyResult<()> {
     features::register(m)?;
     synth::register(m)?;
     timing::register(m)?;
+    train::register(m)?;
     Ok(())
 }

@@ -1,0 +1,3 @@
+//! Signal models and their training.
+
+pub mod train;
