@@ -14,6 +14,8 @@ export CARGO_HOME := $(CURDIR)/$(TOOLS)/rust/cargo
 export RUSTUP_HOME := $(CURDIR)/$(TOOLS)/rust/rustup
 endif
 PY := .venv/bin/python
+# The binding is built against this Python, also by clippy, whatever `python3` is on the machine.
+export PYO3_PYTHON := $(CURDIR)/$(PY)
 RUST_SOURCES := Cargo.toml Cargo.lock $(shell find core-rs -name '*.rs' -o -name Cargo.toml)
 
 help: ## list the targets
