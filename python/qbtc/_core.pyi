@@ -7,6 +7,9 @@ field. ``qbtc.core`` turns them into the errors of ``qbtc.errors``.
 
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypedDict, type_check_only
+from collections.abc import Sequence
+from os import PathLike
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -268,3 +271,56 @@ def train_mps(
     outside the logistic block: it does not change the first logits. Otherwise as
     :func:`train_mlp`.
     """
+
+class SignalModel:
+    """A checked model file on the Rust core; read-only, may be shared between threads.
+
+    Parameters
+    ----------
+    path
+        safetensors file.
+    isa
+        ``scalar``, ``avx2`` or ``avx512``; default: ``QBTC_ISA``, else the best available.
+
+    Raises
+    ------
+    CoreModelError
+        Naming the tensor or metadata key at fault.
+    CoreInputError
+        If ``isa`` is unknown or not available.
+    OSError
+        If the file cannot be read.
+    """
+
+    def __new__(cls, path: PathLike[str] | str, *, isa: str | None = None) -> SignalModel: ...
+    @property
+    def kind(self) -> Literal["mps", "logistic", "mlp"]:
+        """Which mathematics the file holds."""
+
+    @property
+    def isa(self) -> str:
+        """Instruction set in use."""
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """All strings of the file's metadata."""
+
+    def infer(self, x: NDArray[np.float32]) -> tuple[float, float, float]:
+        """Probabilities (down, flat, up) of one contiguous row, shape (26,). NaN = missing."""
+
+    def logits(self, x: NDArray[np.float32]) -> tuple[float, float, float]:
+        """Logits of one row, before the temperature."""
+
+    def ood(self, x: NDArray[np.float32]) -> float:
+        """Share of training rows nearer to the centre, 0 to 1 (1: farther out than all)."""
+
+    def explain(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Logit changes, shape (26, 3), when one feature alone is set to its training mean."""
+
+    def infer_batch(
+        self, x: NDArray[np.float32], *, threads: int | None = None
+    ) -> NDArray[np.float32]:
+        """Probabilities (n, 3) of C-contiguous rows (n, 26); releases the GIL.
+
+        The same bits as :meth:`infer`, on any number of ``threads`` (default: all cores).
+        """

@@ -7,6 +7,7 @@ use pyo3::prelude::*;
 mod build;
 mod error;
 mod features;
+mod signal;
 mod synth;
 mod timing;
 mod train;
@@ -19,5 +20,6 @@ fn _core(m: &Bound<'_, PyModule>) -> PyResult<()> {
     synth::register(m)?;
     timing::register(m)?;
     train::register(m)?;
+    signal::register(m)?;
     Ok(())
 }
