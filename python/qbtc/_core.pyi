@@ -163,6 +163,8 @@ def time_events(columns: _Columns, *, block_events: int, read: bool) -> NDArray[
     Feeds the events to a fresh engine on one thread, without the GIL, and returns ns per event of
     each full block of ``block_events``; with ``read``, the row of features is also written at
     every quote. A refused event raises ``CoreInputError``.
+    """
+
 @type_check_only
 class TrainRecipe(TypedDict):
     """How a network is fitted: AdamW, 100 warm-up steps, cosine rate, gradient clipped at 1."""
