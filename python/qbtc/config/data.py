@@ -27,6 +27,10 @@ class RecordingSource(_Source, frozen=True, kw_only=True, tag="recording"):
         "trades",
         "depth",
     )
+    clock_offset_ms: float | None = None
+    """Added to every receive time; absent = detected (0 unless events come before they happen)."""
+    damaged_rows_max: int = 0
+    """Damaged rows to leave out (each is listed in the manifest) before the import fails."""
 
 
 class KlinesSource(_Source, frozen=True, kw_only=True, tag="klines"):
