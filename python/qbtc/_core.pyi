@@ -6,10 +6,8 @@ field. ``qbtc.core`` turns them into the errors of ``qbtc.errors``.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypedDict, type_check_only
-from collections.abc import Sequence
 from os import PathLike
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypedDict, type_check_only
 
 import numpy as np
 from numpy.typing import NDArray

@@ -1,6 +1,3 @@
-//! Signal models and their training.
-
-pub mod train;
 //! Signal models: 26 features of one market to the probabilities of down, flat and up.
 //!
 //! Three kinds behind one trait, [`Predictor`]: `mps` (a matrix-product-state classifier, bond 8
@@ -39,6 +36,7 @@ mod mps;
 pub mod preprocess;
 pub mod reference;
 mod softmax;
+pub mod train;
 
 pub use guard::Guard;
 pub use isa::Isa;
