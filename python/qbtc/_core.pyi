@@ -35,7 +35,7 @@ def simulate_market(
 
     Hawkes order flow on a book of integer ticks, two volatility regimes, and informed flow that
     follows a hidden signal. The model and its calibration: ``docs/synthetic-market.md``. The GIL
-    is released. Memory is proportional to the rows: about 1100 rows a second, 42 bytes each.
+    is released. Memory is proportional to the rows: about 1500 rows a second, 42 bytes each.
 
     Parameters
     ----------

@@ -5,16 +5,28 @@
 use rand_pcg::Lcg128Xsl64;
 use rand_pcg::rand_core::Rng;
 
-/// One stream of random numbers. Streams with other numbers are independent of it.
+/// What the numbers are for: the order flow or the latent variables.
+#[derive(Clone, Copy, Debug)]
+pub enum Stream {
+    Flow = 0,
+    Latent = 1,
+}
+
+/// One stream of random numbers.
 pub struct Draw {
     pcg: Lcg128Xsl64,
     spare_normal: Option<f64>,
 }
 
 impl Draw {
-    /// PCG64 (XSL-RR 128/64) with `seed` as its state and `stream` as its sequence number.
-    pub fn new(seed: u64, stream: u64) -> Self {
-        Self { pcg: Lcg128Xsl64::new(u128::from(seed), u128::from(stream)), spare_normal: None }
+    /// PCG64 (XSL-RR 128/64). State and sequence number are four successive outputs of
+    /// `SplitMix64` started at `seed + stream * 2^63`, high words first: neighbouring seeds and
+    /// streams share no structure, as they would if they went into the generator as they are.
+    pub fn new(seed: u64, stream: Stream) -> Self {
+        let mut z = seed.wrapping_add((stream as u64) << 63);
+        let mut word = || u128::from(split_mix(&mut z));
+        let (state, sequence) = (word() << 64 | word(), word() << 64 | word());
+        Self { pcg: Lcg128Xsl64::new(state, sequence), spare_normal: None }
     }
 
     /// Uniform on the open interval (0, 1), 52 bits.
@@ -60,6 +72,14 @@ impl Draw {
     pub fn below(&mut self, n: i64) -> i64 {
         ((self.uniform() * n as f64) as i64).min(n - 1)
     }
+}
+
+/// The next output of `SplitMix64` (Steele, Lea, Flood 2014).
+fn split_mix(state: &mut u64) -> u64 {
+    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let z = (*state ^ (*state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
 }
 
 /// Natural logarithm of a positive normal number, within 2 ulp near 1 and 1e-15 elsewhere.
@@ -118,7 +138,7 @@ mod tests {
 
     #[test]
     fn ln_and_exp_agree_with_libm() {
-        let mut draw = Draw::new(1, 1);
+        let mut draw = Draw::new(1, Stream::Flow);
         for _ in 0..100_000 {
             let x = draw.uniform();
             assert!((ln(x) - x.ln()).abs() <= 1e-14 * x.ln().abs().max(1e-3), "{x}");
@@ -128,8 +148,15 @@ mod tests {
     }
 
     #[test]
+    fn split_mix_gives_its_published_numbers() {
+        let mut state = 1_234_567;
+        let published = [6_457_827_717_110_365_317, 3_203_168_211_198_807_973];
+        assert_eq!([split_mix(&mut state), split_mix(&mut state)], published);
+    }
+
+    #[test]
     fn draws_have_their_moments() {
-        let mut draw = Draw::new(7, 3);
+        let mut draw = Draw::new(7, Stream::Latent);
         let n = 200_000;
         let z: Vec<f64> = (0..n).map(|_| draw.normal()).collect();
         let mean = z.iter().sum::<f64>() / f64::from(n);

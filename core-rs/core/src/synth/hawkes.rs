@@ -94,10 +94,10 @@ mod tests {
         let mut radius = 0.0;
         for _ in 0..200 {
             let mut w = [0.0; FLOWS];
-            for (kernel, rate) in DECAY.iter().enumerate() {
-                for cause in 0..FLOWS {
-                    for effect in 0..FLOWS {
-                        w[effect] += v[cause] * hawkes.jump[kernel][cause][effect] / rate;
+            for (table, rate) in hawkes.jump.iter().zip(DECAY) {
+                for (row, causes) in table.iter().zip(v) {
+                    for (sum, jump) in w.iter_mut().zip(row) {
+                        *sum += causes * jump / rate;
                     }
                 }
             }

@@ -1,7 +1,7 @@
 //! The simulation loop: which flow acts next (Ogata's thinning) and what it does to the book.
 
 use super::book::{Book, DEPTH_TICKS, LEVEL_LOTS_MAX, SPREAD_TICKS_MAX, Side};
-use super::draw::{Draw, exp};
+use super::draw::{Draw, Stream, exp};
 use super::events::{Events, Grid, Recorder};
 use super::hawkes::{CANCEL, FLOWS, Hawkes, LIMIT, MARKET, flow};
 use super::latent::{Latent, STEP_NS, STEP_S};
@@ -10,35 +10,37 @@ use crate::{Error, Result};
 
 /// Simulated before the first row, so that the book has its stationary shape.
 const BURN_IN_STEPS: u64 = 1_000;
-const STREAM_FLOW: u64 = 1;
-const STREAM_LATENT: u64 = 2;
 
 // The calibration (docs/synthetic-market.md says to what). Rates are 1/s, sizes are lots, and
 // [calm, busy] are the two regimes.
-const BASE_RATE: [f64; 3] = [6.0, 9.0, 5.0]; // market, limit, cancel, each direction
-const REGIME_RATE: [f64; 2] = [0.75, 1.9];
+const BASE_RATE: [f64; 3] = [7.2, 16.0, 10.5]; // market, limit, cancel, each direction
+const REGIME_RATE: [f64; 2] = [0.65, 2.2];
 const REGIME_JUMP: [f64; 2] = [0.8, 1.6];
-const DEEP_RATE: f64 = 700.0; // each side; the ones that change nothing leave no row
-const PULL_RATE: f64 = 0.25; // makers pull a whole best queue, each side
+const DEEP_RATE: f64 = 900.0; // each side; the ones that change nothing leave no row
+const PULL_RATE: f64 = 0.35; // makers pull a whole best queue, each side
 const CLOSE_RATE: f64 = 350.0; // while the spread is wider than a tick
 /// Log tilt of the baselines by one unit of signal: market, limit, cancel.
-const TILT: [f64; 3] = [0.25, 0.25, 0.25];
-const PULL_TILT: f64 = 0.5;
+const TILT: [f64; 3] = [0.12, 0.35, 0.25];
+const PULL_TILT: f64 = 0.2;
+/// The same for the size of a fresh queue: makers who know are bold on the safe side.
+const FRESH_TILT: f64 = 0.6;
 /// Market orders lean on the thin queue: relative change at full imbalance.
-const LEAN: f64 = 0.3;
+const LEAN: f64 = 0.6;
+/// The same for makers who pull the thin queue.
+const PULL_LEAN: f64 = 0.9;
 /// The queue that limit and cancel flows balance around.
-const QUEUE_LOTS: f64 = 2_600.0;
-const TRADE_LOTS: (f64, f64) = (16.0, 1.95); // median, log sigma
-const ORDER_LOTS: (f64, f64) = (110.0, 1.3);
-const FRESH_LOTS: (f64, f64) = (500.0, 1.4);
+const QUEUE_LOTS: f64 = 2_800.0;
+const TRADE_LOTS: (f64, f64) = (15.0, 2.1); // median, log sigma
+const ORDER_LOTS: (f64, f64) = (80.0, 1.35);
+const FRESH_LOTS: (f64, f64) = (380.0, 2.0);
 const DEEP_LOTS: (f64, f64) = (60.0, 1.5);
 /// Distance that makers retreat after the best queue is gone, at a price of 600 000 ticks.
-const JUMP_TICKS: (f64, f64) = (8.0, 1.15);
-const JUMP_TICKS_MAX: i64 = 250;
+const JUMP_TICKS: (f64, f64) = (9.2, 1.45);
+const JUMP_TICKS_MAX: i64 = 400;
 const JUMP_REFERENCE_TICKS: f64 = 600_000.0;
 /// Chance that the other side follows a retreat (else the retreated side comes back).
 const FOLLOW: f64 = 0.75;
-const FOLLOW_TILT: f64 = 0.05;
+const FOLLOW_TILT: f64 = 0.03;
 const CLOSE_FULLY: f64 = 0.85;
 const AT_TOUCH: f64 = 0.75;
 const NEAR_TICKS_MEAN: f64 = 6.0;
@@ -60,18 +62,20 @@ pub struct Market {
     top: [i64; 4],
     /// Baselines with regime and signal, 1/s, renewed every step of the latent clock.
     base: [f64; FLOWS],
-    pull: [f64; 2], // of the bid, of the ask
-    deep: f64,      // each side
+    pull: [f64; 2],  // of the bid, of the ask
+    fresh: [f64; 2], // relative size of fresh queues
+    deep: f64,       // each side
     /// Dependence on the queues, renewed when the top changes.
     factor: [f64; FLOWS],
+    pull_factor: [f64; 2],
 }
 
 impl Market {
     pub fn new(config: &SimConfig, start: i64, price: Grid, size: Grid) -> Self {
         let rows = (config.duration_s * 1_600.0) as usize + 4_096;
         let mut market = Self {
-            draw: Draw::new(config.seed, STREAM_FLOW),
-            latent: Latent::new(Draw::new(config.seed, STREAM_LATENT)),
+            draw: Draw::new(config.seed, Stream::Flow),
+            latent: Latent::new(Draw::new(config.seed, Stream::Latent)),
             hawkes: Hawkes::new(),
             book: Book::new(start, FRESH_LOTS.0 as i64),
             out: Recorder::new(price, size, rows),
@@ -81,8 +85,10 @@ impl Market {
             top: [0; 4],
             base: [0.0; FLOWS],
             pull: [0.0; 2],
+            fresh: [1.0; 2],
             deep: 0.0,
             factor: [1.0; FLOWS],
+            pull_factor: [1.0; 2],
         };
         market.publish();
         market
@@ -150,11 +156,17 @@ impl Market {
         }
         let tilt = exp(PULL_TILT * x);
         self.pull = [PULL_RATE * rate / tilt, PULL_RATE * rate * tilt];
+        let tilt = exp(FRESH_TILT * x);
+        self.fresh = [tilt, 1.0 / tilt];
         self.deep = DEEP_RATE * rate;
     }
 
     fn rate(&self, flow: usize) -> f64 {
         (self.base[flow] + self.hawkes.excitation(flow)) * self.factor[flow]
+    }
+
+    fn pull_rate(&self, side: Side) -> f64 {
+        self.pull[side as usize] * self.pull_factor[side as usize]
     }
 
     fn close_rate(&self) -> f64 {
@@ -164,7 +176,11 @@ impl Market {
     /// 1/s. Between events the excitations only decay, so this bounds the rate until the next.
     fn total_rate(&self) -> f64 {
         let flows: f64 = (0..FLOWS).map(|f| self.rate(f)).sum();
-        flows + self.pull[0] + self.pull[1] + 2.0 * self.deep + self.close_rate()
+        flows
+            + self.pull_rate(Side::Bid)
+            + self.pull_rate(Side::Ask)
+            + 2.0 * self.deep
+            + self.close_rate()
     }
 
     /// Picks the event at `u` of the stacked rates and carries it out; above them all, the
@@ -182,11 +198,11 @@ impl Market {
         }
         u -= self.close_rate();
         for side in [Side::Bid, Side::Ask] {
-            if u < self.pull[side as usize] {
+            if u < self.pull_rate(side) {
                 self.retreat(side, self.book.best(side));
                 return self.publish();
             }
-            u -= self.pull[side as usize];
+            u -= self.pull_rate(side);
         }
         for f in 0..FLOWS {
             let rate = self.rate(f);
@@ -280,9 +296,15 @@ impl Market {
         let wanted = self.draw.log_normal(JUMP_TICKS.0 * scale, JUMP_TICKS.1, JUMP_TICKS_MAX);
         let gap = (price - self.book.best(side.other())).abs();
         let jump = wanted.min(SPREAD_TICKS_MAX - gap);
-        let lots = self.draw.log_normal(FRESH_LOTS.0, FRESH_LOTS.1, LEVEL_LOTS_MAX);
+        let lots = self.fresh_lots(side);
         self.book.retreat(side, price + side.away() * jump, lots, &mut self.out);
         self.retreated = side;
+    }
+
+    /// Size of a new best queue.
+    fn fresh_lots(&mut self, side: Side) -> i64 {
+        let median = FRESH_LOTS.0 * self.fresh[side as usize];
+        self.draw.log_normal(median, FRESH_LOTS.1, LEVEL_LOTS_MAX)
     }
 
     /// One side steps into the spread: mostly the one that follows the last retreat.
@@ -295,7 +317,7 @@ impl Market {
         let room = self.book.spread() - 1;
         let step = if self.draw.uniform() < CLOSE_FULLY { room } else { 1 + self.draw.below(room) };
         let price = self.book.best(side) - side.away() * step;
-        let lots = self.draw.log_normal(FRESH_LOTS.0, FRESH_LOTS.1, LEVEL_LOTS_MAX);
+        let lots = self.fresh_lots(side);
         self.book.improve(side, price, lots, &mut self.out);
     }
 
@@ -308,13 +330,14 @@ impl Market {
         self.top = top;
         self.out.quote(top, self.latent.signal);
         let queues = [top[1] as f64, top[3] as f64]; // bid, ask
-        let lean = LEAN * (queues[0] - queues[1]) / (queues[0] + queues[1]);
+        let imbalance = (queues[0] - queues[1]) / (queues[0] + queues[1]);
+        self.pull_factor = [1.0 - PULL_LEAN * imbalance, 1.0 + PULL_LEAN * imbalance];
         for bearish in [0, 1] {
             let (helped, hurt) = (queues[bearish], queues[1 - bearish]);
             let sign = if bearish == 0 { 1.0 } else { -1.0 };
-            self.factor[flow(MARKET, bearish)] = 1.0 + sign * lean;
-            self.factor[flow(LIMIT, bearish)] = 2.0 * QUEUE_LOTS / (QUEUE_LOTS + helped);
-            self.factor[flow(CANCEL, bearish)] = 2.0 * hurt / (QUEUE_LOTS + hurt);
+            self.factor[flow(MARKET, bearish)] = 1.0 + sign * LEAN * imbalance;
+            self.factor[flow(LIMIT, bearish)] = 3.0 * QUEUE_LOTS / (2.0 * QUEUE_LOTS + helped);
+            self.factor[flow(CANCEL, bearish)] = 3.0 * hurt / (QUEUE_LOTS + 2.0 * hurt);
         }
     }
 }
