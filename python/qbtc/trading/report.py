@@ -10,9 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from qbtc.trading import charts, quality
-from qbtc.trading.costs import CostLine, cost_lines
-from qbtc.trading.markup import (
+from qbtc.pages import (
     Html,
     chart,
     details,
@@ -22,6 +20,8 @@ from qbtc.trading.markup import (
     section,
     table,
 )
+from qbtc.trading import charts, quality
+from qbtc.trading.costs import CostLine, cost_lines
 from qbtc.trading.result import DataSetResult, Performance, RunResult, SignalResult
 from qbtc.trading.rundir import Columns, RunDirectory, read_run
 from qbtc.trading.toml_text import to_toml

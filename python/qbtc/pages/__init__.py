@@ -102,9 +102,9 @@ def chart(figure: Any, label: str) -> Html:
 
 def page(title: str, *content: str) -> str:
     """Return a whole document with plotly.js, styles and the drawing script inside."""
-    own = files("qbtc.trading")
-    style = (own / "report.css").read_text(encoding="utf-8")
-    draw = (own / "report.js").read_text(encoding="utf-8")
+    own = files("qbtc.pages")
+    style = (own / "page.css").read_text(encoding="utf-8")
+    draw = (own / "page.js").read_text(encoding="utf-8")
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
