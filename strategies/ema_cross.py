@@ -102,4 +102,4 @@ class EmaCross(QbtcStrategy[EmaCrossParams]):
 
     def _rounded(self, quantity: float) -> float:
         """Remove what adding floats left over."""
-        return round(quantity, self._instrument.size_precision)
+        return round(quantity, int(self._instrument.size_precision))

@@ -276,7 +276,7 @@ class TestImbalanceMaker:
         filled = [order for order in outcome.orders if float(order.filled_qty)]
         assert filled
         for order in filled:
-            assert float(order.avg_px) == prices[order.client_order_id.value]
+            assert float(order.avg_px) == pytest.approx(prices[order.client_order_id.value])
 
     def test_the_signal_moves_both_quotes_its_way(self) -> None:
         calm = [60_000.05] * 40
