@@ -86,13 +86,13 @@ class CompiledTrees:
 
     def predict(self, row: F32) -> F64:
         """Return the probabilities (3,) of one row (26,)."""
-        x, out = row.astype(np.float64), np.zeros(3)
+        x, out = _entries(row), np.zeros(3)
         self.loop.predict_row(self.kernel, _address(x), _address(out))
         return out
 
     def burst(self, rows: F32, *, blocks: int, calls: int) -> Burst:
         """Return a burst of blocks of calls over rows (n, 26); no Python in the loop."""
-        x = np.ascontiguousarray(rows, dtype=np.float64)
+        x = _entries(rows)
 
         def run() -> F64:
             ns = np.empty(blocks)
@@ -174,6 +174,13 @@ def onnx_mlp(tensors: dict[str, F32]) -> Callable[[F32], F32]:
         return p
 
     return call
+
+
+def _entries(rows: F32) -> F64:
+    """Rows as the kernel takes them: doubles, and missing values with low bits -1."""
+    x = np.array(rows, dtype=np.float64, order="C")
+    x.view(np.uint64)[np.isnan(x)] = 0x7FF8_0000_FFFF_FFFF
+    return x
 
 
 def _address(array: NDArray[np.generic]) -> ct.c_void_p:

@@ -58,8 +58,8 @@ def _elapse(backtest: object, stride_ns: int) -> int:
 
 def replay_burst(rows: NDArray[np.void], tick: float, lot: float) -> Callable[[], float]:
     """Return a burst that replays ``rows`` once: ns per row, building and closing left out."""
-    prices = rows["px"][rows["px"] > 0]
-    low, high = float(prices.min()) - tick, float(prices.max()) + tick
+    mid = float(np.median(rows["px"][rows["px"] > 0]))
+    low, high = 0.95 * mid, 1.05 * mid
 
     def run() -> float:
         asset = (

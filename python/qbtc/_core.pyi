@@ -163,6 +163,15 @@ def time_events(columns: _Columns, *, block_events: int, read: bool) -> NDArray[
     every quote. A refused event raises ``CoreInputError``.
     """
 
+def time_inference(
+    model: SignalModel, x: NDArray[np.float32], *, blocks: int, block_calls: int
+) -> NDArray[np.float64]:
+    """Time single-row inference in Rust, for the benchmarks.
+
+    Infers ``blocks`` blocks of ``block_calls`` rows, going round in ``x`` (n, 26), on one thread
+    without the GIL, each call waiting for the result before it; returns ns per call, (blocks,).
+    """
+
 @type_check_only
 class TrainRecipe(TypedDict):
     """How a network is fitted: AdamW, 100 warm-up steps, cosine rate, gradient clipped at 1."""

@@ -1,7 +1,7 @@
 //! The timing loops of the benchmarks: kernels as a market meets them, one event after the other
 //! on one thread, with no Python between the calls. Only `make bench` calls them.
 
-use std::{hint::black_box, time::Instant};
+use std::{hint::black_box, sync::Arc, time::Instant};
 
 use crate::{
     Error, Result,
@@ -9,6 +9,7 @@ use crate::{
         Columns, FeatureConfig, FeatureEngine, PADDED,
         bulk::{apply, kind},
     },
+    signal::{Model, Row, Session},
 };
 
 /// Feeds the events to a fresh engine, in order, and returns ns per event of each full block of
@@ -42,6 +43,40 @@ pub fn events(
         }
         ns.push(ns_per(start, block_events));
     }
+    Ok(ns)
+}
+
+/// Infers `blocks` blocks of `block_calls` rows each, going round in `rows`, and returns ns per
+/// call of each block.
+///
+/// Each call waits for the one before: zero times its result is added to the first feature. The
+/// processor would else overlap neighbouring calls, which a market event never lets it do.
+///
+/// # Errors
+/// [`Error::Input`] for no rows or an empty block.
+pub fn inference(
+    model: Arc<Model>,
+    rows: &[Row],
+    blocks: usize,
+    block_calls: usize,
+) -> Result<Vec<f64>> {
+    if rows.is_empty() || block_calls == 0 {
+        return Err(Error::input("rows", "needs at least one row and one call per block"));
+    }
+    let mut session = Session::new(model);
+    let mut next = rows.iter().cycle();
+    let mut ns = Vec::with_capacity(blocks);
+    let mut last = 0.0;
+    for _ in 0..blocks {
+        let start = Instant::now();
+        for row in next.by_ref().take(block_calls) {
+            session.x = *row;
+            session.x[0] += 0.0 * last;
+            last = session.infer().up;
+        }
+        ns.push(ns_per(start, block_calls));
+    }
+    black_box(last);
     Ok(ns)
 }
 
