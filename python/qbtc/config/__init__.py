@@ -13,7 +13,7 @@ from qbtc.config.data import (
     RecordingSource,
     SyntheticSource,
 )
-from qbtc.config.load import load_config, resolve_path
+from qbtc.config.load import convert, load_config, resolve_path
 from qbtc.config.run import (
     FillConfig,
     RunConfig,
@@ -48,6 +48,7 @@ __all__ = [
     "SyntheticSource",
     "TrainConfig",
     "VenueConfig",
+    "convert",
     "load_config",
     "resolve_path",
 ]

@@ -42,10 +42,21 @@ def load_config[T](path: str | Path, kind: type[T]) -> T:
         raise ConfigError(f"{path}: no such config file{_nearest_file(path)}") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{path}: {error}") from None
+    return convert(tree, kind, str(path))
+
+
+def convert[T](tree: object, kind: type[T], where: str) -> T:
+    """Fit plain values to a struct.
+
+    Raises
+    ------
+    ConfigError
+        They do not fit; the message begins with ``where`` and names the nearest valid key.
+    """
     try:
         return msgspec.convert(tree, kind)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{path}: {_explain(str(error), kind)}") from None
+        raise ConfigError(f"{where}: {_explain(str(error), kind)}") from None
 
 
 def resolve_path(value: str, base: Path) -> Path:

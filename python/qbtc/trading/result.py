@@ -32,6 +32,7 @@ __all__ = [
     "ORDERS",
     "POSITIONS",
     "PRICES",
+    "RUN_SERIES",
     "SIGNALS",
     "DataSetResult",
     "Histogram",
@@ -207,6 +208,7 @@ class Histogram(_Record, frozen=True, kw_only=True):
     counts: tuple[int, ...]
     samples: int
     sampled_every: int
+    """About one call in so many was timed."""
     p50_ns: float
     p99_ns: float
     max_ns: float
@@ -230,7 +232,9 @@ class RunResult(_Record, frozen=True, kw_only=True):
     name: str
     mode: str
     status: Literal["complete", "partial", "failed"]
-    """``partial``: stopped before the end of the data; figures hold up to where it stopped."""
+    """``partial``: interrupted. ``failed``: an error stopped it."""
+    partial: bool = False
+    """The engine did not reach the end of the data; the figures hold up to ``span_ns[1]``."""
     error: str | None
     traceback: str | None
     started: str
@@ -258,6 +262,8 @@ class RunResult(_Record, frozen=True, kw_only=True):
     config: dict[str, Any]
     """The config as given, defaults filled in."""
     config_sha256: str
+    strategy_sha256: dict[str, str] = {}
+    """Strategy as written in the config to the SHA-256 of its file."""
     costs: dict[str, Any]
     """What the venue charged and simulated: fees, latency, fill model, queue position, book."""
     versions: dict[str, str]

@@ -16,7 +16,9 @@ https://nautilustrader.io/docs. Added here are ``params``, ``subscribe_model_sig
 the run (``qbtc.trading.trap``).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Self
 
 import msgspec
@@ -26,7 +28,7 @@ from nautilus_trader.trading import Strategy, StrategyConfig
 from qbtc.errors import ConfigError
 from qbtc.messages import Signal
 
-__all__ = ["QbtcStrategy", "SignalBoard", "SignalHandler", "StrategyParams"]
+__all__ = ["HostLinks", "QbtcStrategy", "SignalBoard", "SignalHandler", "StrategyParams"]
 
 type SignalHandler = Callable[[Signal, QuoteTick], None]
 
@@ -68,6 +70,17 @@ class SignalBoard:
         self._handlers[instrument].append(handler)
 
 
+@dataclass(frozen=True, slots=True)
+class HostLinks:
+    """What the host lends to a strategy."""
+
+    board: SignalBoard = field(default_factory=SignalBoard)
+    bar_types: Mapping[str, str] = MappingProxyType({})
+    """Bars in the run's data, by instrument."""
+    watch_handler: Callable[[Callable[..., object]], None] = lambda handler: None
+    """Told of every function that a strategy hands to Nautilus (``qbtc.trading.trap``)."""
+
+
 class QbtcStrategy[Params: StrategyParams](Strategy):
     """A Nautilus strategy with typed parameters.
 
@@ -77,10 +90,8 @@ class QbtcStrategy[Params: StrategyParams](Strategy):
         The strategy's frozen parameters.
     strategy_id
         Nautilus id, ``<Name>-<tag>``, unique in a run.
-    board
-        Where model signals come from.
-    bar_types
-        Bars in the run's data, by instrument.
+    links
+        What the host lends.
     """
 
     params: Params
@@ -100,12 +111,10 @@ class QbtcStrategy[Params: StrategyParams](Strategy):
         params: Params,
         *,
         strategy_id: str | None = None,
-        board: SignalBoard | None = None,
-        bar_types: dict[str, str] | None = None,
+        links: HostLinks | None = None,
     ) -> None:
         self.params = params
-        self._board = board or SignalBoard()
-        self._bar_types = bar_types or {}
+        self._links = links or HostLinks()
 
     def subscribe_model_signals(self, instrument_id: InstrumentId) -> None:
         """Ask for ``on_model_signal`` at every signal of an instrument.
@@ -115,14 +124,21 @@ class QbtcStrategy[Params: StrategyParams](Strategy):
         ConfigError
             The run has no ``[[signals]]`` entry for the instrument.
         """
-        self._board.listen(str(instrument_id), self.on_model_signal)
+        self._links.board.listen(str(instrument_id), self.on_model_signal)
 
     def on_model_signal(self, signal: Signal, quote: QuoteTick) -> None:
         """Receive a signal, before ``on_quote`` of the quote it was computed at."""
 
+    def subscribe_topic(
+        self, topic: str, handler: Callable[[object], None], priority: int = 0
+    ) -> None:
+        """Hear every ``publish_message`` on a topic; patterns like ``orders.*`` are understood."""
+        self._links.watch_handler(handler)
+        super().subscribe_topic(topic, handler, priority)
+
     def bar_type_for(self, instrument_id: InstrumentId) -> BarType | None:
         """Return the type of the bars that the run replays for an instrument, if any."""
-        name = self._bar_types.get(str(instrument_id))
+        name = self._links.bar_types.get(str(instrument_id))
         return None if name is None else BarType.from_str(name)
 
     def instrument_or_fail(self, instrument_id: InstrumentId) -> Any:

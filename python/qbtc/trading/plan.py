@@ -1,0 +1,136 @@
+"""A config with everything loaded and checked that needs no market data."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+
+from qbtc.config import DataSource, RunConfig, SignalConfig, resolve_path
+from qbtc.core.signal_model import SignalModel, load_model
+from qbtc.errors import ConfigError, DataError, ModelError
+from qbtc.trading.loader import LoadedStrategy, load_strategy
+
+__all__ = ["Plan", "baseline_names", "check_sources", "config_sha256", "make_plan"]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A config with everything loaded that needs no market data."""
+
+    config: RunConfig
+    base: Path
+    strategies: tuple[LoadedStrategy, ...]
+    baselines: tuple[LoadedStrategy, ...]
+    models: tuple[SignalModel, ...]
+    """One per ``[[signals]]`` entry, in order."""
+    span_ns: tuple[int | None, int | None]
+
+
+def make_plan(config: RunConfig, base: Path) -> Plan:
+    """Load and check everything that needs no market data.
+
+    Raises
+    ------
+    InputError
+        A strategy or model does not load, or the config contradicts itself.
+    """
+    if config.mode != "backtest":
+        raise ConfigError(f'mode {config.mode!r}: not available yet; write mode = "backtest"')
+    if not config.data:
+        raise ConfigError("no data: add a [[data]] entry")
+    if not config.strategies:
+        raise ConfigError("no strategies: add a [[strategies]] entry")
+    _check_instruments(config)
+    return Plan(
+        config=config,
+        base=base,
+        strategies=tuple(load_strategy(item, base) for item in config.strategies),
+        baselines=tuple(load_strategy(item, base) for item in config.baselines),
+        models=tuple(_load_model(item, base) for item in config.signals),
+        span_ns=(_time(config.start, "start"), _time(config.end, "end")),
+    )
+
+
+def check_sources(sources: Sequence[DataSource], base: Path) -> None:
+    """Check that the files of the data sources exist.
+
+    Raises
+    ------
+    DataError
+        One does not.
+    """
+    for source in sources:
+        paths = getattr(source, "paths", None) or filter(None, [getattr(source, "path", None)])
+        for text in paths:
+            path = resolve_path(text, base)
+            if not path.exists():
+                raise DataError(
+                    f"{path}: no such file (data of {source.instrument}); "
+                    "is QBTC_REAL_DATA set to the folder of the recordings?"
+                )
+
+
+def config_sha256(config: RunConfig) -> str:
+    """SHA-256 over the config with its defaults filled in, keys sorted."""
+    return hashlib.sha256(msgspec.json.encode(config, order="sorted")).hexdigest()
+
+
+def baseline_names(plan: Plan) -> list[str]:
+    """Class names, numbered where two are alike."""
+    names = [loaded.cls.__name__ for loaded in plan.baselines]
+    return [
+        name if names.count(name) == 1 else f"{name}-{names[: index + 1].count(name)}"
+        for index, name in enumerate(names)
+    ]
+
+
+def _check_instruments(config: RunConfig) -> None:
+    names = [source.instrument for source in config.data]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"two [[data]] entries are of {name}; write one per instrument")
+        if not name.endswith(f".{config.venue.name}"):
+            raise ConfigError(
+                f"instrument {name} is not of venue {config.venue.name}; "
+                f"write SYMBOL.{config.venue.name}"
+            )
+    for entry in config.signals:
+        for name in filter(None, (entry.instrument, entry.lead)):
+            if name not in names:
+                raise ConfigError(
+                    f"[[signals]] wants {name}, but there is no [[data]] of it; "
+                    f"the run has: {', '.join(names)}"
+                )
+    signalled = [entry.instrument for entry in config.signals]
+    for name in signalled:
+        if signalled.count(name) > 1:
+            raise ConfigError(f"two [[signals]] entries are of {name}; write one per instrument")
+
+
+def _load_model(entry: SignalConfig, base: Path) -> SignalModel:
+    path = resolve_path(entry.model, base)
+    if not path.is_file():
+        raise ModelError(
+            f"{path}: no such model; make it with `qbtc train CONFIG` "
+            "(configs/train-*.toml say which model they write)"
+        )
+    return load_model(path)
+
+
+def _time(text: str | None, key: str) -> int | None:
+    """ISO 8601 text to UNIX ns; without a zone it is UTC."""
+    if text is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise ConfigError(
+            f"{key} = {text!r} is not a time; write it like 2024-08-08T23:55:00Z"
+        ) from None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    whole = int(moment.replace(microsecond=0).timestamp())
+    return whole * 1_000_000_000 + moment.microsecond * 1_000

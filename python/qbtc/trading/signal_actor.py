@@ -1,0 +1,272 @@
+"""From market events to model signals, inside the node.
+
+A ``SignalActor`` hears one instrument's quotes, trades and book changes and makes one call into
+Rust per event; features and model live there. At a quote the session answers with a ``Signal``, or
+None while the features are not warmed up. The actor gives the signal to the strategies listening on
+its board, before they see the quote itself, and logs it.
+
+The callbacks are closures made once: names in a closure are read faster than attributes of a
+Nautilus component, and there is one branch less per event than with a general handler. Another
+venue's quotes come through a ``LeadFeed`` of their own, so that no event asks whose quote it is.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, Self
+
+import numpy as np
+import pyarrow as pa
+from nautilus_trader.common import DataActor, DataActorConfig
+from nautilus_trader.model import (
+    ActorId,
+    AggressorSide,
+    BookAction,
+    BookType,
+    InstrumentId,
+    OrderBookDeltas,
+    OrderSide,
+    QuoteTick,
+    TradeTick,
+)
+from numpy.typing import NDArray
+
+from qbtc.core.signal_model import SignalModel
+from qbtc.errors import RunFailed
+from qbtc.messages import Signal
+from qbtc.trading.result import SIGNALS
+from qbtc.trading.strategy import SignalHandler
+
+__all__ = ["LeadFeed", "SignalActor", "SignalLog", "SignalSession", "open_session"]
+
+
+class SignalSession(Protocol):
+    """What the actor needs of ``qbtc._core.SignalSession``: features and model of an instrument.
+
+    Times are ns, prices and sizes plain floats. Each method raises ``ValueError`` for an event that
+    is not finite, crossed, of zero size or back in time.
+    """
+
+    def on_quote(
+        self, ts: int, bid: float, bid_size: float, ask: float, ask_size: float, /
+    ) -> Signal | None:
+        """Take a quote; answer with the signal, or None while not warmed up."""
+        ...
+
+    def on_trade(self, ts: int, price: float, size: float, aggressor_side: int, /) -> None:
+        """Take a trade; the side is 0 for a buying aggressor, 1 for a selling one."""
+        ...
+
+    def on_depth_batch(self, ts: int, levels: Sequence[tuple[int, float, float]], /) -> None:
+        """Take level changes ``(side, price, size)``; side 0 bid, 1 ask; size 0 removes."""
+        ...
+
+    def on_depth_clear(self, ts: int, /) -> None:
+        """Forget all levels."""
+        ...
+
+    def on_lead_quote(self, ts: int, bid: float, ask: float, /) -> None:
+        """Take another venue's quote."""
+        ...
+
+
+def open_session(
+    model: SignalModel, price_increment: float, size_increment: float
+) -> SignalSession:
+    """Make the features and model of one instrument."""
+    raise NotImplementedError
+
+
+class SignalLog:
+    """Every signal published: appended to lists, packed into arrays at every pulse."""
+
+    def __init__(self, instrument: str) -> None:
+        self._instrument = instrument
+        self.signals: list[Signal] = []
+        self.mids: list[float] = []
+        self._blocks: list[NDArray[np.float64]] = []  # each (n, 5)
+        self._times: list[NDArray[np.int64]] = []  # each (n,)
+        self.count = 0
+
+    def pack(self) -> None:
+        """Move the lists into arrays, so that memory per signal stays at 48 bytes."""
+        if not self.signals:
+            return
+        n = len(self.signals)
+        rows = np.empty((n, 5))
+        times = np.empty(n, np.int64)
+        for row, signal in enumerate(self.signals):
+            times[row] = signal.ts_event
+            rows[row] = (signal.p_down, signal.p_flat, signal.p_up, signal.ood, self.mids[row])
+        self._blocks.append(rows)
+        self._times.append(times)
+        self.count += n
+        # Cleared in place: the actor's closure holds their append methods.
+        self.signals.clear()
+        self.mids.clear()
+
+    def times(self) -> NDArray[np.int64]:
+        """Return the event time of every signal, shape (n,)."""
+        self.pack()
+        return np.concatenate(self._times) if self._times else np.empty(0, np.int64)
+
+    def table(self) -> Any:
+        """Return all signals as a table of schema ``SIGNALS``."""
+        times = self.times()
+        rows = np.concatenate(self._blocks) if self._blocks else np.empty((0, 5))
+        columns = [pa.array(times), pa.array([self._instrument] * len(times), pa.string())]
+        columns += [pa.array(rows[:, index]) for index in range(5)]
+        return pa.Table.from_arrays(columns, schema=SIGNALS)
+
+
+class SignalActor(DataActor):
+    """Features and model of one instrument.
+
+    Parameters
+    ----------
+    instrument
+        Nautilus id.
+    session
+        The instrument's features and model.
+    handlers
+        Called with every signal and its quote, in this order; a live list.
+    silent_before_ns
+        Publish nothing before this event time (end of the model's training span).
+    with_depth
+        Hear book changes.
+    """
+
+    def __new__(cls, *, instrument: str, **_: object) -> Self:
+        """Hand Nautilus its own config; it takes the id here, not in ``__init__``."""
+        config = DataActorConfig(actor_id=ActorId(f"Signal-{instrument}"), log_events=False)
+        return super().__new__(cls, config)  # type: ignore[call-arg]
+
+    def __init__(
+        self,
+        *,
+        instrument: str,
+        session: SignalSession,
+        handlers: list[SignalHandler],
+        silent_before_ns: int | None,
+        with_depth: bool,
+    ) -> None:
+        self.instrument = instrument
+        self.log_of_signals = SignalLog(instrument)
+        self.not_warm = 0
+        self.skipped_in_sample = 0
+        self._with_depth = with_depth
+        # Nautilus looks callbacks up on the object, so these serve as its methods.
+        vars(self).update(
+            on_quote=self._quote_callback(session, handlers, silent_before_ns or 0),
+            on_trade=self._trade_callback(session),
+            on_book_deltas=self._depth_callback(session),
+        )
+
+    @property
+    def quotes(self) -> int:
+        """Quotes seen so far."""
+        logged = self.log_of_signals
+        return logged.count + len(logged.signals) + self.not_warm + self.skipped_in_sample
+
+    def on_start(self) -> None:
+        """Subscribe."""
+        instrument_id = InstrumentId.from_str(self.instrument)
+        self.subscribe_quotes(instrument_id)
+        self.subscribe_trades(instrument_id)
+        if self._with_depth:
+            self.subscribe_book_deltas(instrument_id, BookType.L2_MBP)
+
+    def _quote_callback(
+        self, session: SignalSession, handlers: list[SignalHandler], silent_before: int
+    ) -> Callable[[QuoteTick], None]:
+        core = session.on_quote
+        log_signal = self.log_of_signals.signals.append
+        log_mid = self.log_of_signals.mids.append
+
+        def on_quote(quote: QuoteTick) -> None:
+            ts = quote.ts_init
+            bid = float(quote.bid_price)
+            ask = float(quote.ask_price)
+            try:
+                signal = core(ts, bid, float(quote.bid_size), ask, float(quote.ask_size))
+            except ValueError as error:
+                raise _rejected(error, quote) from error
+            if signal is None:
+                self.not_warm += ts >= silent_before
+                self.skipped_in_sample += ts < silent_before
+                return
+            if ts < silent_before:
+                self.skipped_in_sample += 1
+                return
+            log_signal(signal)
+            log_mid(0.5 * (bid + ask))
+            for handler in handlers:
+                handler(signal, quote)
+
+        return on_quote
+
+    def _trade_callback(self, session: SignalSession) -> Callable[[TradeTick], None]:
+        core = session.on_trade
+        buy = AggressorSide.BUY
+
+        def on_trade(trade: TradeTick) -> None:
+            side = 0 if trade.aggressor_side == buy else 1
+            try:
+                core(trade.ts_init, float(trade.price), float(trade.size), side)
+            except ValueError as error:
+                raise _rejected(error, trade) from error
+
+        return on_trade
+
+    def _depth_callback(self, session: SignalSession) -> Callable[[OrderBookDeltas], None]:
+        core = session.on_depth_batch
+        clear = session.on_depth_clear
+        delete, cleared, bid = BookAction.DELETE, BookAction.CLEAR, OrderSide.BUY
+
+        def on_book_deltas(deltas: OrderBookDeltas) -> None:
+            ts = deltas.ts_init
+            levels: list[tuple[int, float, float]] = []
+            try:
+                for delta in deltas.deltas:
+                    action = delta.action
+                    if action == cleared:
+                        levels.clear()
+                        clear(ts)
+                        continue
+                    order = delta.order
+                    size = 0.0 if action == delete else float(order.size)
+                    levels.append((0 if order.side == bid else 1, float(order.price), size))
+                core(ts, levels)
+            except ValueError as error:
+                raise _rejected(error, deltas) from error
+
+        return on_book_deltas
+
+
+class LeadFeed(DataActor):
+    """Gives another instrument's quotes to a session."""
+
+    def __new__(cls, *, instrument: str, lead: str, session: SignalSession) -> Self:
+        """Hand Nautilus its own config; it takes the id here, not in ``__init__``."""
+        config = DataActorConfig(actor_id=ActorId(f"Lead-{lead}-{instrument}"), log_events=False)
+        return super().__new__(cls, config)  # type: ignore[call-arg]
+
+    def __init__(self, *, instrument: str, lead: str, session: SignalSession) -> None:
+        self._lead = lead
+        core = session.on_lead_quote
+
+        def on_quote(quote: QuoteTick) -> None:
+            try:
+                core(quote.ts_init, float(quote.bid_price), float(quote.ask_price))
+            except ValueError as error:
+                raise _rejected(error, quote) from error
+
+        vars(self)["on_quote"] = on_quote
+
+    def on_start(self) -> None:
+        """Subscribe."""
+        self.subscribe_quotes(InstrumentId.from_str(self._lead))
+
+
+def _rejected(error: ValueError, event: object) -> RunFailed:
+    text = repr(event)
+    facts = text if len(text) <= 400 else f"{text[:400]}..."
+    return RunFailed(f"the features rejected an event: {error}; the event: {facts}")
