@@ -31,7 +31,13 @@ from nautilus_trader.model import (
 )
 from nautilus_trader.persistence import ParquetDataCatalog
 
-from qbtc.config.data import CatalogSource, KlinesSource, RecordingSource
+from qbtc.config.data import (
+    ArchiveSource,
+    CatalogSource,
+    KlinesSource,
+    RecordingSource,
+    SyntheticSource,
+)
 from qbtc.core.columns import EventColumns
 from qbtc.data.catalog import MANIFEST, Dataset, _decimals, _floats, list_catalogs, open_source
 from qbtc.data.instruments import instrument_for, split_id
@@ -165,6 +171,13 @@ def test_a_node_replays_what_columns_says(
     assert dataset.counts == {"quotes": 300, "trades": 300, "depth": 1001, "bars": 0}
     assert dataset.source_counts == {"quotes": 300, "trades": 300, "depth": 1000, "bars": 0}
     replay(dataset, chunk_size=chunk_size, batch_deltas=batch_deltas)
+    assert_seen(dataset.columns())
+
+
+def test_a_node_replays_the_synthetic_market_in_order(tmp_path: Path) -> None:
+    source = SyntheticSource(instrument="BTCUSDT-PERP.BINANCE", seed=2, duration_s=3)
+    dataset = open_source(source, tmp_path, cache_dir=tmp_path)
+    replay(dataset, chunk_size=500, batch_deltas=True)
     assert_seen(dataset.columns())
 
 
@@ -329,3 +342,26 @@ def test_real_quarter_hours_of_perpetuals_are_read(real_data: Path, tmp_path: Pa
         dataset = open_source(source, real_data, cache_dir=tmp_path)
         assert dataset.counts["bars"] == dataset.source_counts["bars"] == 106_512
         assert dataset.manifest["gaps"]["bars"]["missing_bars"] == 0
+
+
+@pytest.mark.realdata
+def test_real_archive_files_are_whole(real_data: Path, tmp_path: Path) -> None:
+    trades = ArchiveSource(
+        instrument="DEXEUSDT-PERP.BINANCE",
+        paths=tuple(f"aggtrades/DEXEUSDT-aggTrades-2026-04-{day:02}.zip" for day in range(6, 9)),
+        kind="aggTrades",
+    )
+    dataset = open_source(trades, real_data, cache_dir=tmp_path)
+    assert dataset.counts["trades"] == dataset.source_counts["trades"] == 467_202
+    assert dataset.manifest["gaps"]["trade_id"]["total"] == 0
+    spot = ArchiveSource(
+        instrument="BTCUSDT.BINANCE",
+        paths=tuple(
+            f"vision/BTCUSDT-1m-{day}.csv"
+            for day in ("2024-12-30", "2024-12-31", "2025-01-01", "2025-01-02")
+        ),
+        kind="klines",
+    )
+    dataset = open_source(spot, real_data, cache_dir=tmp_path)
+    assert dataset.counts["bars"] == dataset.source_counts["bars"] == 5_760
+    assert dataset.manifest["gaps"]["bars"]["missing_bars"] == 0, "ms become us between the files"

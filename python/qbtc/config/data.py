@@ -56,6 +56,8 @@ class SyntheticSource(_Source, frozen=True, kw_only=True, tag="synthetic"):
     edge: float = 1.0
     """Strength of the informed flow, 0 = none (prices are then unpredictable by construction)."""
     start: str = "2024-01-01T00:00:00Z"
+    price: float = 60_000.0
+    """Start price, in quote currency."""
 
 
 class CatalogSource(_Source, frozen=True, kw_only=True, tag="catalog"):

@@ -45,6 +45,7 @@ from qbtc.config.data import (
 )
 from qbtc.config.load import resolve_path
 from qbtc.core.columns import EventColumns
+from qbtc.data.archive import read_archive
 from qbtc.data.instruments import Instrument, instrument_for, split_id
 from qbtc.data.klines import read_klines
 from qbtc.data.recording import read_recording
@@ -59,6 +60,7 @@ from qbtc.data.rows import (
     Trades,
     sha256_of,
 )
+from qbtc.data.synthetic import make_synthetic
 from qbtc.errors import DataError
 
 __all__ = ["CACHE_DIR", "Dataset", "bar_type_of", "list_catalogs", "open_source"]
@@ -255,8 +257,19 @@ def _parse(source: DataSource, files: list[Path]) -> Parsed:
             )
         case KlinesSource():
             return read_klines(files[0], source.interval)
-        case ArchiveSource() | SyntheticSource():
-            raise DataError(f"{type(source).__name__} is not built yet")
+        case ArchiveSource():
+            return read_archive(files, symbol, source.kind, source.interval)
+        case SyntheticSource():
+            grid = instrument_for(source.instrument, price_decimals=1, size_decimals=3)
+            return make_synthetic(
+                seed=source.seed,
+                duration_s=source.duration_s,
+                edge=source.edge,
+                start=source.start,
+                price=source.price,
+                price_decimals=grid.price_precision,
+                size_decimals=grid.size_precision,
+            )
         case CatalogSource():
             raise AssertionError("a catalog is opened, not parsed")
 

@@ -78,7 +78,14 @@ def read_klines(path: Path, interval: str) -> Parsed:
     return make_bars(str(path), interval, opens, numbers)
 
 
-def make_bars(what: str, interval: str, opens: Int64, numbers: dict[str, Numbers]) -> Parsed:
+def make_bars(
+    what: str,
+    interval: str,
+    opens: Int64,
+    numbers: dict[str, Numbers],
+    *,
+    closes: Int64 | None = None,
+) -> Parsed:
     """Check klines and lay them out as bars.
 
     Parameters
@@ -91,6 +98,9 @@ def make_bars(what: str, interval: str, opens: Int64, numbers: dict[str, Numbers
         Open times (n,), nanoseconds.
     numbers
         ``open``, ``high``, ``low``, ``close`` and base ``volume``, (n,) each.
+    closes
+        Close times (n,) as Binance gives them, just before the end of the interval; needed where
+        the interval has no fixed length.
 
     Raises
     ------
@@ -117,10 +127,16 @@ def make_bars(what: str, interval: str, opens: Int64, numbers: dict[str, Numbers
     if bad.any():
         row = int(np.flatnonzero(bad)[0]) + 1
         raise DataError(f"{what}: row {row} is not a bar (low <= open, close <= high, volume >= 0)")
+    if step:
+        ends = opens + step
+    elif closes is not None:
+        ends = (closes // NS_PER_MS + 1) * NS_PER_MS
+    else:
+        raise DataError(f"{what}: klines of interval {interval} need close times")
     gaps = Bounded()
     missing = find_gaps(opens, step, gaps)
     return Parsed(
-        bars=Bars(interval, opens + step, **numbers),
+        bars=Bars(interval, ends, **numbers),
         source_counts={"bars": len(opens)},
         facts={
             "gaps": {"bars": gaps.state() | {"missing_bars": missing}},
