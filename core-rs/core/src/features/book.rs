@@ -9,7 +9,7 @@
 use super::Side;
 
 /// Ticks per ring, a power of two.
-pub const RING_TICKS: usize = 1 << 14;
+pub const RING_TICKS: usize = 1 << 15;
 /// Widest band, in ticks; where the tick is so small that the band would be wider, this is the band.
 pub const BAND_TICKS_MAX: i64 = 4096;
 const HALF_RING: i64 = RING_TICKS as i64 / 2;

@@ -8,14 +8,14 @@
 use super::book::{BAND_TICKS_MAX, Book};
 use super::grid::Grid;
 use super::leaky::{Decay, Leaky};
-use super::math::{ln, signed_ln1p};
+use super::math::ln;
 use super::table::{TABLE, UpdateClass};
 use super::{Aggressor, FeatureConfig, N_FEATURES, PADDED, Side};
 use crate::{Error, Result};
 
-/// History a source needs before its features are given; by [`UpdateClass`]: quote (three times the
-/// longest time scale), trade (three times 2 s), depth, lead (as quote).
-pub const WARM_UP_NS: [i64; 4] = [30_000_000_000, 6_000_000_000, 1_000_000_000, 30_000_000_000];
+/// History a source needs before its features are given; by [`UpdateClass`]: quote and trade (twice
+/// their longest time scale of 30 s), depth, lead (three times 10 s).
+pub const WARM_UP_NS: [i64; 4] = [60_000_000_000, 60_000_000_000, 1_000_000_000, 30_000_000_000];
 /// Silence after which a source's features are missing; by [`UpdateClass`]. Trades may rest for a
 /// while in a quiet market, level changes and quotes do not.
 pub const STALE_NS: [i64; 4] = [10_000_000_000, 60_000_000_000, 10_000_000_000, 10_000_000_000];
@@ -159,10 +159,7 @@ impl FeatureEngine {
         let last = self.quote;
         let twice_mid = next.bid + next.ask;
         if last.bid > 0.0 {
-            let flow = order_flow(last, next);
-            if flow != 0.0 {
-                self.sums.add_order_flow(signed_ln1p(flow * next.bid * self.notional));
-            }
+            self.add_quote(last, next);
             let twice_last = last.bid + last.ask;
             if twice_mid != twice_last {
                 self.sums.add_move((twice_mid - twice_last) / twice_last * BP);
@@ -197,11 +194,13 @@ impl FeatureEngine {
         let steps = self.grid.positive_steps("size", size)?;
         self.check_time(ts_ns)?;
         self.age_to(ts_ns);
-        let [flow] = ln([1.0 + ticks * steps * self.notional]);
-        self.sums.add_trade(match aggressor {
-            Aggressor::Buy => flow,
-            Aggressor::Sell => -flow,
-        });
+        let volume = ticks * steps * self.notional;
+        let [log] = ln([1.0 + volume]);
+        let sign = match aggressor {
+            Aggressor::Buy => 1.0,
+            Aggressor::Sell => -1.0,
+        };
+        self.sums.add_trade(sign, log, volume);
         self.trades.at(ts_ns);
         Ok(())
     }
@@ -344,6 +343,21 @@ impl FeatureEngine {
         }
     }
 
+    /// Order flow and cancels between two quotes.
+    #[inline]
+    fn add_quote(&mut self, last: Quote, next: Quote) {
+        let k = next.bid * self.notional;
+        let flow = order_flow(last, next) * k;
+        let fall = |before: f64, after: f64, stays: bool| {
+            if stays { (before - after).max(0.0) * k } else { 0.0 }
+        };
+        let bid_fall = fall(last.bid_size, next.bid_size, next.bid == last.bid);
+        let ask_fall = fall(last.ask_size, next.ask_size, next.ask == last.ask);
+        let [log, bid_cancel, ask_cancel, _] =
+            ln([1.0 + flow.abs(), 1.0 + bid_fall, 1.0 + ask_fall, 1.0]);
+        self.sums.add_quote(log.copysign(flow), bid_cancel, ask_cancel);
+    }
+
     #[inline]
     fn check_time(&self, ts_ns: i64) -> Result<()> {
         if ts_ns >= self.now_ns { Ok(()) } else { Err(backwards(ts_ns, self.now_ns)) }
@@ -385,7 +399,7 @@ impl Snapshot {
     #[inline]
     pub fn features(&self) -> [f32; PADDED] {
         let Quote { bid, bid_size, ask, ask_size } = self.quote;
-        let Leaky { ms100, ms500, s2, s10 } = self.sums;
+        let Leaky { ms100, ms500, s2, s10, s30 } = self.sums;
         let twice_mid = bid + ask;
         let k = 0.5 * twice_mid * self.notional;
         let (bid_band, ask_band) = (self.bands.0 + bid_size, self.bands.1 + ask_size);
@@ -399,12 +413,12 @@ impl Snapshot {
             bid_queue,
             ask_queue,
         ] = ln([
-            1.0 + ms500[3],
+            1.0 + ms500[1],
             1.0 + s10[1],
-            1.0 + s2[4],
+            1.0 + s2[1],
             1e-3 + self.move_age_s,
             1.0 + (bid_band + ask_band) * k,
-            1.0 + s2[5],
+            1.0 + s10[2],
             1.0 + bid_size * k,
             1.0 + ask_size * k,
         ]);
@@ -413,15 +427,15 @@ impl Snapshot {
         let values: [f64; N_FEATURES] = [
             ms100[0],
             ms500[0],
-            s2[0],
+            s30[0],
             variance_500ms,
             variance_10s,
             s10[0] / (0.25 + s10[1]).sqrt(),
-            s2[0] / (0.1 + s2[3]),
+            s30[0] - s10[0],
             moves,
             move_age,
-            ms500[5],
             ms500[4],
+            ms500[3],
             self.basis,
             spread,
             imbalance,
@@ -429,11 +443,11 @@ impl Snapshot {
             (bid_band - ask_band) / (bid_band + ask_band),
             band_depth,
             ms100[1],
-            ms500[1],
-            s2[1],
+            s2[0],
+            (ms500[5] - ms500[6]) / (1.0 + ms500[5] + ms500[6]),
             ms100[2],
             ms500[2],
-            s2[2],
+            s30[1] / (1.0 + s30[2]),
             trades,
             bid_queue,
             ask_queue,

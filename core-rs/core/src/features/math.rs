@@ -67,13 +67,6 @@ pub fn ln<const N: usize>(x: [f64; N]) -> [f64; N] {
     })
 }
 
-/// `sign(x) ln(1 + |x|)`: keeps the sign and tames the size.
-#[inline]
-pub fn signed_ln1p(x: f64) -> f64 {
-    let [l] = ln([1.0 + x.abs()]);
-    l.copysign(x)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -100,7 +93,6 @@ mod tests {
             assert!((ln([x])[0] - x.ln()).abs() < 1e-12, "{x}");
         }
         assert_eq!(ln([1.0, 1.0]), [0.0, 0.0]);
-        assert_eq!(signed_ln1p(0.0), 0.0);
     }
 
     #[test]

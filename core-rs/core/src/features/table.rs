@@ -66,11 +66,12 @@ impl FeatureInfo {
 
 /// The words the formulas are written in.
 pub const NOTATION: &str = "\
-m is the mid price, d its change at a quote in basis points, a/b the ask/bid, A/B their sizes. \
-S(x; t) is a leaky sum: every x counts exp(-age / t). log1p(x) = ln(1 + x), slog1p(x) keeps the \
-sign of x; k is thousands of quote currency. o is the order-flow imbalance of one quote: +B if b >= b0, \
--B0 if b <= b0, -A if a <= a0, +A0 if a >= a0 (0: the quote before). The band is the size \
-quoted at the touch plus the levels within 3 bp of the mid behind it (1 to 4096 ticks).";
+m is the mid price, d its change at a quote in basis points; a/b the ask/bid, A/B their sizes, a0/b0/A0/B0 \
+those of the quote before. S(x; t) is a leaky sum: every x counts exp(-age / t). v is a price times a size \
+in thousands of quote currency. log1p(x) = ln(1 + x), slog1p(x) = sign(x) log1p(|x|). o is the order flow of \
+a quote: (B if b >= b0) - (B0 if b <= b0) - (A if a <= a0) + (A0 if a >= a0). cb is log1p(v) of a fall of B \
+while b stays, ca the same for A. The band of a side is the size quoted at its touch plus the levels behind \
+it within 3 bp of the mid (1 to 4096 ticks).";
 
 const RETURNS: &str = "returns";
 const TREND: &str = "trend and volatility";
@@ -91,11 +92,11 @@ const fn info(
 pub const TABLE: [FeatureInfo; N_FEATURES] = [
     info("return_100ms", RETURNS, "bp", "S(d; 0.1 s)", UpdateClass::Quote),
     info("return_500ms", RETURNS, "bp", "S(d; 0.5 s)", UpdateClass::Quote),
-    info("return_2s", RETURNS, "bp", "S(d; 2 s)", UpdateClass::Quote),
+    info("return_30s", RETURNS, "bp", "S(d; 30 s)", UpdateClass::Quote),
     info("variance_500ms", TREND, "ln bp^2", "log1p(S(d^2; 0.5 s))", UpdateClass::Quote),
     info("variance_10s", TREND, "ln bp^2", "log1p(S(d^2; 10 s))", UpdateClass::Quote),
     info("trend_10s", TREND, "1", "S(d; 10 s) / sqrt(0.25 + S(d^2; 10 s))", UpdateClass::Quote),
-    info("strength_2s", TREND, "-1..1", "S(d; 2 s) / (0.1 + S(|d|; 2 s))", UpdateClass::Quote),
+    info("crossover_10s_30s", TREND, "bp", "S(d; 30 s) - S(d; 10 s)", UpdateClass::Quote),
     info("moves_2s", TREND, "ln count", "log1p(S(1 if d != 0; 2 s))", UpdateClass::Quote),
     info("move_age", TREND, "ln s", "ln(0.001 + seconds since the last d != 0)", UpdateClass::Quote),
     info("last_move", TREND, "-1..1", "sign of the last d != 0, times exp(-its age / 0.5 s)", UpdateClass::Quote),
@@ -105,16 +106,16 @@ pub const TABLE: [FeatureInfo; N_FEATURES] = [
     info("imbalance", FLOW, "-1..1", "(B - A) / (B + A)", UpdateClass::Quote),
     info("microprice", FLOW, "bp", "((a B + b A) / (A + B) - m) / m", UpdateClass::Quote),
     info("band_imbalance", FLOW, "-1..1", "(bid band - ask band) / (bid band + ask band)", UpdateClass::Depth),
-    info("band_depth", FLOW, "ln k", "log1p((bid band + ask band) m / 1000)", UpdateClass::Depth),
-    info("order_flow_100ms", FLOW, "ln k", "S(slog1p(o b / 1000); 0.1 s)", UpdateClass::Quote),
-    info("order_flow_500ms", FLOW, "ln k", "S(slog1p(o b / 1000); 0.5 s)", UpdateClass::Quote),
-    info("order_flow_2s", FLOW, "ln k", "S(slog1p(o b / 1000); 2 s)", UpdateClass::Quote),
-    info("trade_flow_100ms", FLOW, "ln k", "S(+-log1p(price size / 1000), + for buys; 0.1 s)", UpdateClass::Trade),
-    info("trade_flow_500ms", FLOW, "ln k", "S(+-log1p(price size / 1000), + for buys; 0.5 s)", UpdateClass::Trade),
-    info("trade_flow_2s", FLOW, "ln k", "S(+-log1p(price size / 1000), + for buys; 2 s)", UpdateClass::Trade),
-    info("trades_2s", FLOW, "ln count", "log1p(S(1 per trade; 2 s))", UpdateClass::Trade),
-    info("bid_queue", FLOW, "ln k", "log1p(B m / 1000)", UpdateClass::Quote),
-    info("ask_queue", FLOW, "ln k", "log1p(A m / 1000)", UpdateClass::Quote),
+    info("band_depth", FLOW, "ln v", "log1p(v of both bands)", UpdateClass::Depth),
+    info("order_flow_100ms", FLOW, "ln v", "S(slog1p(v of o); 0.1 s)", UpdateClass::Quote),
+    info("order_flow_2s", FLOW, "ln v", "S(slog1p(v of o); 2 s)", UpdateClass::Quote),
+    info("cancel_balance_500ms", FLOW, "-1..1", "(S(cb; 0.5 s) - S(ca; 0.5 s)) / (1 + S(cb; 0.5 s) + S(ca; 0.5 s))", UpdateClass::Quote),
+    info("trade_flow_100ms", FLOW, "ln v", "S(+-log1p(v), + for buys; 0.1 s)", UpdateClass::Trade),
+    info("trade_flow_500ms", FLOW, "ln v", "S(+-log1p(v), + for buys; 0.5 s)", UpdateClass::Trade),
+    info("volume_delta_30s", FLOW, "-1..1", "S(+-v, + for buys; 30 s) / (1 + S(v; 30 s))", UpdateClass::Trade),
+    info("trades_10s", FLOW, "ln count", "log1p(S(1 per trade; 10 s))", UpdateClass::Trade),
+    info("bid_queue", FLOW, "ln v", "log1p(v of B)", UpdateClass::Quote),
+    info("ask_queue", FLOW, "ln v", "log1p(v of A)", UpdateClass::Quote),
 ];
 
 /// SHA-256 (hex) of names, units, formulas, notation and time limits: it changes when the meaning
