@@ -1,5 +1,7 @@
 //! `time_events()` and `time_inference()`: the timing loops of the benchmarks.
 
+#![expect(clippy::needless_pass_by_value, reason = "pyo3 hands extracted arguments over by value")]
+
 use std::sync::Arc;
 
 use numpy::{IntoPyArray, PyArray1, PyReadonlyArray2};
