@@ -31,7 +31,7 @@ from nautilus_trader.model import (
 
 from qbtc.data.instruments import instrument_for
 from qbtc.errors import ConfigError
-from qbtc.trading.strategy import QbtcStrategy, SignalBoard
+from qbtc.trading.strategy import HostLinks, QbtcStrategy, SignalBoard
 
 NAME = "BTCUSDT-PERP.BINANCE"
 INSTRUMENT = instrument_for(NAME)
@@ -137,7 +137,8 @@ def run(
     engine.add_data(list(data))
     board = SignalBoard((NAME,))
     seen: list[BaseException] = []
-    strategy = watched(strategy_class, seen)(params, board=board, bar_types={NAME: BAR_TYPE})
+    links = HostLinks(board=board, bar_types={NAME: BAR_TYPE})
+    strategy = watched(strategy_class, seen)(params, links=links)
     if speak is not None:
         engine.add_actor(Model(board, speak))
     engine.add_strategy(strategy)
