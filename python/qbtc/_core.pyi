@@ -333,3 +333,117 @@ class SignalModel:
 
         The same bits as :meth:`infer`, on any number of ``threads`` (default: all cores).
         """
+
+class Signal:
+    """The answer of a :class:`SignalSession`; frozen.
+
+    Everything beyond the probabilities is computed when it is read.
+    """
+
+    @property
+    def ts_event(self) -> int:
+        """Time of the event as it was given, UNIX ns."""
+
+    @property
+    def mid(self) -> float:
+        """Mid price of the last quote, quote currency."""
+
+    @property
+    def p_down(self) -> float:
+        """P(mid falls by more than the label's threshold over its horizon)."""
+
+    @property
+    def p_flat(self) -> float:
+        """P(neither)."""
+
+    @property
+    def p_up(self) -> float:
+        """P(mid rises by more than the threshold)."""
+
+    @property
+    def entropy(self) -> float:
+        """Shannon entropy of the three, nats: 0 certain, 1.0986 knows nothing."""
+
+    @property
+    def margin(self) -> float:
+        """Largest probability minus the second largest."""
+
+    @property
+    def ood(self) -> float:
+        """Share of training rows nearer to the centre, 0 to 1. About 0.5 µs."""
+
+    @property
+    def features(self) -> NDArray[np.float32]:
+        """The row (26,) the signal follows from; NaN = missing."""
+
+    def explain(self) -> NDArray[np.float32]:
+        """Logit changes (26, 3) when one feature alone is set to its training mean."""
+
+class SignalSession:
+    """Features and model of one instrument: one call per market event.
+
+    Times are UNIX ns and never decrease: pass the time at which the event became known
+    (``ts_init``). A refused event raises ``CoreInputError``, is counted, and changes nothing.
+    A signal comes with every quote once the features are warm.
+
+    Parameters
+    ----------
+    model
+        Shared, not copied.
+    price_increment, size_increment
+        The instrument's grid.
+    """
+
+    def __new__(
+        cls, model: SignalModel, price_increment: float, size_increment: float
+    ) -> SignalSession: ...
+    def on_quote(
+        self, ts: int, bid: float, bid_size: float, ask: float, ask_size: float, /
+    ) -> Signal | None:
+        """Take a quote; the signal, or None while not warm."""
+
+    def on_quote_tick(self, tick: object, /) -> Signal | None:
+        """Take a Nautilus ``QuoteTick``: the same, reading its attributes from Rust."""
+
+    def on_trade(self, ts: int, price: float, size: float, aggressor_side: int, /) -> None:
+        """Take a trade; the aggressor is 0 buyer, 1 seller."""
+
+    def on_trade_tick(self, tick: object, /) -> None:
+        """Take a Nautilus ``TradeTick``."""
+
+    def on_depth(self, ts: int, book_side: int, price: float, size: float, /) -> None:
+        """Take one level change; side 0 bid, 1 ask; size 0 removes the level."""
+
+    def on_depth_batch(self, ts: int, levels: Sequence[tuple[int, float, float]], /) -> None:
+        """Take level changes ``(side, price, size)`` of one moment: all or none."""
+
+    def on_depth_clear(self, ts: int, /) -> None:
+        """All levels are void; a snapshot follows."""
+
+    def on_book_deltas(self, deltas: object, /) -> None:
+        """Take Nautilus ``OrderBookDeltas``."""
+
+    def on_lead_quote(self, ts: int, bid: float, ask: float, /) -> None:
+        """Take a quote of the lead venue."""
+
+    def signal(self) -> Signal | None:
+        """Return the signal as of the last event, None while not warm."""
+
+    def is_warm(self) -> bool:
+        """Return True once quotes were heard for the warm-up time and have not gone silent."""
+
+    @property
+    def mid(self) -> float:
+        """Mid price of the last quote; NaN before the first."""
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Events taken by kind, events ``rejected``, ``signals`` given.
+
+        Kinds: ``quotes``, ``trades``, ``depth`` (level changes and clears), ``lead_quotes``.
+        """
+
+def bulk_signals(
+    columns: _Columns, model: SignalModel
+) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float64]]:
+    """Return probabilities (n, 3), ts (n) and mid (n) at every quote; see ``qbtc.core``."""

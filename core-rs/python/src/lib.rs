@@ -7,6 +7,7 @@ use pyo3::prelude::*;
 mod build;
 mod error;
 mod features;
+mod session;
 mod signal;
 mod synth;
 mod timing;
@@ -20,6 +21,7 @@ fn _core(m: &Bound<'_, PyModule>) -> PyResult<()> {
     synth::register(m)?;
     timing::register(m)?;
     train::register(m)?;
+    session::register(m)?;
     signal::register(m)?;
     Ok(())
 }

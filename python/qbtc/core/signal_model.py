@@ -24,13 +24,16 @@ from safetensors.numpy import save
 
 from qbtc import _core
 from qbtc.core.array import normal_scores, squash, standardised_distance
-from qbtc.errors import ModelError
+from qbtc.core.columns import EventColumns
+from qbtc.errors import DataError, ModelError
 
 __all__ = [
     "N_CLASSES",
     "N_FEATURES",
+    "BulkSignals",
     "ModelMetadata",
     "SignalModel",
+    "bulk_signals",
     "fit_guard",
     "fit_preprocess",
     "init_mps_from_logistic",
@@ -172,9 +175,58 @@ class SignalModel:
         """Logit changes (26, 3) when one feature alone is replaced by its training mean; exact."""
         return self.core.explain(x)
 
+    def session(self, *, price_increment: float, size_increment: float) -> _core.SignalSession:
+        """Features and model of one instrument, event by event (see the stub of ``qbtc._core``).
+
+        Raises
+        ------
+        DataError
+            If an increment is not finite and positive.
+        """
+        try:
+            return _core.SignalSession(self.core, price_increment, size_increment)
+        except _core.CoreInputError as error:
+            raise DataError(f"instrument: {error}") from None
+
     def ood(self, x: Floats) -> float:
         """Share of training rows nearer to the centre: 0.5 ordinary, above 0.999 unlike them."""
         return self.core.ood(x)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class BulkSignals:
+    """One row per quote.
+
+    Attributes
+    ----------
+    P
+        (n_quotes, 3) float32 probabilities of down, flat, up; NaN while not warm.
+    ts
+        (n_quotes,) int64, UNIX ns.
+    mid
+        (n_quotes,) float64, quote currency.
+    """
+
+    P: Floats
+    ts: npt.NDArray[np.int64]
+    mid: Doubles
+
+
+def bulk_signals(columns: EventColumns, model: SignalModel) -> BulkSignals:
+    """Compute the signal at every quote, on two cores, without the GIL.
+
+    The same bits as feeding the events to :meth:`SignalModel.session` one by one.
+
+    Raises
+    ------
+    DataError
+        An event is refused (not finite, off the grid, crossed, ...): names field and row.
+    """
+    try:
+        p, ts, mid = _core.bulk_signals(columns, model.core)
+    except _core.CoreInputError as error:
+        raise DataError(f"{columns.instrument}: {error}") from None
+    return BulkSignals(P=p, ts=ts, mid=mid)
 
 
 def load_model(path: str | os.PathLike[str], *, isa: str | None = None) -> SignalModel:

@@ -35,12 +35,14 @@ mod model;
 mod mps;
 pub mod preprocess;
 pub mod reference;
+mod session;
 mod softmax;
 pub mod train;
 
 pub use guard::Guard;
 pub use isa::Isa;
 pub use model::{Model, Session};
+pub use session::{Counts, Signal, SignalSession, bulk_signals};
 
 pub use crate::features::{N_FEATURES, PADDED};
 
