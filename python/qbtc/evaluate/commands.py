@@ -1,68 +1,167 @@
-"""Commands that look at features and models."""
+"""``qbtc train`` and ``qbtc features``."""
 
-import json
-from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+import msgspec
+from rich import box
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from qbtc.core.features import feature_notation, feature_table, schema_sha256
+if TYPE_CHECKING:
+    from qbtc.evaluate.train import Trained
 
-__all__ = ["features"]
+__all__ = ["features", "train"]
+
+JSON_DROPS = {"curves", "reliability"}
+"""Parts of an outcome that the card keeps and the JSON on stdout does not repeat."""
 
 
-def features_markdown() -> str:
-    """Return ``docs/features.md``, generated from the table in the core."""
-    lines = [
-        "# The 26 features",
-        "",
-        "Generated from the core by `qbtc features --markdown`; a test keeps it true.",
-        "",
-        feature_notation(),
-        "",
-        "Missing means NaN: the data source does not carry it, it is not warmed up, or its source",
-        "has been silent longer than the last column says. Models integrate missing features out.",
-        "",
-        "| # | name | group | unit | formula | changes with | warm-up s | stale after s |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for i, row in enumerate(feature_table(), start=1):
-        formula = row.formula.replace("|", "\\|")
-        lines.append(
-            f"| {i} | `{row.name}` | {row.group} | {row.unit} | {formula} | {row.update_class} "
-            f"| {row.warm_up_s:g} | {row.stale_s:g} |"
+@click.command()
+@click.argument("config", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON on stdout.")
+def train(config: Path, as_json: bool) -> None:
+    """Train signal models from CONFIG and write them with their cards.
+
+    Progress and tables go to stderr. Nothing is written before every model is trained.
+    """
+    from qbtc.config import TrainConfig, load_config
+    from qbtc.evaluate.train import train as run
+
+    settings = load_config(config, TrainConfig)
+    console = Console(stderr=True)
+    with _Bars(console) as bars:
+        trained = run(settings, config.resolve().parent, watcher=bars)
+    _print_outcomes(console, trained)
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode(_summary(trained)), indent=2))
+
+
+class _Bars:
+    """Draws the progress of a training on a console."""
+
+    def __init__(self, console: Console) -> None:
+        columns = (
+            TextColumn("{task.description:>9}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[note]}"),
         )
-    return "\n".join([*lines, "", f"Schema: `{schema_sha256()}`", ""])
+        self._progress = Progress(*columns, console=console)
+        self._tasks: dict[str, int] = {}
+        self._open: str | None = None
+
+    def __enter__(self) -> "_Bars":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._finish()
+        self._progress.stop()
+
+    def _finish(self) -> None:
+        """Early stopping leaves a bar short of its total: end it where it stands."""
+        if self._open is not None:
+            task = self._progress.tasks[self._tasks[self._open]]
+            self._progress.update(task.id, total=task.completed or 1)
+
+    def stage(self, name: str, total: int) -> None:
+        self._finish()
+        self._tasks[name] = self._progress.add_task(name, total=total, note="")
+        self._open = name
+
+    def step(self, name: str, done: int, note: str) -> None:
+        self._progress.update(self._tasks[name], completed=done, note=note)  # type: ignore[arg-type]
+
+
+def _print_outcomes(console: Console, trained: "Trained") -> None:
+    from qbtc.evaluate.card_page import interval_text, seeds_text
+
+    card = next(iter(trained.cards.values()))
+    rows = card.slices["test"].rows
+    kind = "SYNTHETIC" if card.synthetic else "real"
+    table = Table(
+        title=f"{card.instrument} ({kind} data): {rows:,} test rows, losses in nats",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        title_justify="left",
+    )
+    for i, head in enumerate(
+        ("model", "fits", "valid.", "test", "all fits", "acc.", "AUC", "ECE", "vs logistic 95 %",
+         "vs prior 95 %", "s")
+    ):  # fmt: skip
+        table.add_column(head, justify="right" if i else "left", no_wrap=True)
+    for outcome in sorted(card.outcomes.values(), key=lambda outcome: outcome.test.log_loss):
+        own = outcome.name
+        table.add_row(
+            own,
+            str(outcome.fits),
+            f"{outcome.validation.log_loss:.4f}",
+            f"{outcome.test.log_loss:.4f}",
+            seeds_text(outcome),
+            f"{outcome.test.accuracy:.3f}",
+            f"{outcome.test.auc:.3f}",
+            f"{outcome.test.ece:.3f}",
+            "—" if own == "logistic" else interval_text(outcome.against["logistic"]),
+            "—" if own == "prior" else interval_text(outcome.against["prior"]),
+            f"{outcome.seconds:.1f}",
+        )
+    console.print(table)
+    console.print(card.verdict, highlight=False)
+    if not card.lightgbm:
+        console.print("LightGBM did not run: pip install 'qbtc\\[baselines]'", highlight=False)
+    for path in trained.files.values():
+        console.print(f"{path} (card: {path.with_suffix('.html').name})", soft_wrap=True)
+
+
+def _summary(trained: "Trained") -> dict[str, object]:
+    """Gather what a program needs: losses, files, spans; the cards hold the rest."""
+    card = next(iter(trained.cards.values()))
+    outcomes = {
+        name: {
+            key: value
+            for key, value in msgspec.structs.asdict(outcome).items()
+            if key not in JSON_DROPS
+        }
+        for name, outcome in card.outcomes.items()
+    }
+    return {
+        "name": card.config.name,
+        "instrument": card.instrument,
+        "lead": card.lead,
+        "synthetic": card.synthetic,
+        "revision": card.revision,
+        "seen_until_ns": card.seen_until_ns,
+        "slices": card.slices,
+        "outcomes": outcomes,
+        "verdict": card.verdict,
+        "files": {name: str(path) for name, path in trained.files.items()},
+        "weights_sha256": {name: each.weights_sha256 for name, each in trained.cards.items()},
+    }
 
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print the table as JSON on stdout.")
-@click.option("--markdown", is_flag=True, help="Print docs/features.md on stdout.")
-def features(as_json: bool, markdown: bool) -> None:
-    """List the 26 streaming features: formula, unit, warm-up."""
+def features(as_json: bool) -> None:
+    """List the 26 features: name, group, unit, formula, warm-up, update class."""
+    from dataclasses import asdict
+
+    from qbtc.core.features import feature_notation, feature_table, schema_sha256
+
+    rows = feature_table()
     if as_json:
-        rows = [asdict(row) for row in feature_table()]
-        click.echo(json.dumps({"schema_sha256": schema_sha256(), "features": rows}, indent=2))
-    elif markdown:
-        click.echo(features_markdown(), nl=False)
-    else:
-        table = Table(title="Features", caption=f"{feature_notation()}\nschema {schema_sha256()}")
-        for title in ("#", "name", "unit", "formula", "changes with", "warm-up s", "stale s"):
-            table.add_column(title)
-        group = ""
-        for i, row in enumerate(feature_table(), start=1):
-            if row.group != group:
-                group = row.group
-                table.add_section()
-                table.add_row("", f"[bold]{group}[/]")
-            table.add_row(
-                str(i),
-                row.name,
-                row.unit,
-                row.formula,
-                row.update_class,
-                f"{row.warm_up_s:g}",
-                f"{row.stale_s:g}",
-            )
-        Console(stderr=True).print(table)
+        found = {"schema_sha256": schema_sha256(), "features": [asdict(row) for row in rows]}
+        click.echo(msgspec.json.format(msgspec.json.encode(found), indent=2))
+        return
+    console = Console()
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("", "name", "group", "unit", "formula", "changes on", "warm-up s", "stale s"):
+        table.add_column(name, overflow="fold")
+    for i, row in enumerate(rows):
+        texts = (row.name, row.group, row.unit, row.formula, row.update_class)
+        table.add_row(str(i), *texts, f"{row.warm_up_s:g}", f"{row.stale_s:g}")
+    console.print(table)
+    console.print(feature_notation(), highlight=False)
