@@ -33,12 +33,12 @@ impl UpdateClass {
 
     /// Seconds of history before features of this class are given.
     pub fn warm_up_s(self) -> f64 {
-        engine::WARM_UP_NS[self as usize] as f64 * 1e-9
+        engine::WARM_UP_NS[self as usize] as f64 / 1e9
     }
 
     /// Seconds of silence after which features of this class are missing.
     pub fn stale_s(self) -> f64 {
-        engine::STALE_NS[self as usize] as f64 * 1e-9
+        engine::STALE_NS[self as usize] as f64 / 1e9
     }
 }
 
