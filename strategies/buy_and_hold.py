@@ -1,6 +1,6 @@
 """Buy once at the first price and keep it: what the market itself did over the span."""
 
-from nautilus_trader.model import Bar, InstrumentId, OrderSide, QuoteTick
+from nautilus_trader.model import Bar, InstrumentId, OrderRejected, OrderSide, QuoteTick
 
 from qbtc.trading.strategy import QbtcStrategy, StrategyParams
 
@@ -15,16 +15,14 @@ class BuyAndHoldParams(StrategyParams, frozen=True):
 
 
 class BuyAndHold(QbtcStrategy[BuyAndHoldParams]):
-    """Buy ``size`` by one market order at the first quote or bar."""
+    """Buy ``size`` by one market order at the first quote or bar that the venue takes it at."""
 
     def on_start(self) -> None:
         """Listen to quotes and, where the data has them, bars."""
         self._id = InstrumentId.from_str(self.params.instrument)
         self._quantity = self.instrument_or_fail(self._id).make_qty(self.params.size)
         self._bar_type = self.bar_type_for(self._id)
-        self.subscribe_quotes(self._id)
-        if self._bar_type is not None:
-            self.subscribe_bars(self._bar_type)
+        self._listen()
 
     def on_quote(self, quote: QuoteTick) -> None:
         """Buy at the first quote."""
@@ -34,9 +32,17 @@ class BuyAndHold(QbtcStrategy[BuyAndHoldParams]):
         """Buy at the first bar."""
         self._buy()
 
+    def on_order_rejected(self, event: OrderRejected) -> None:
+        """Try again at the next price: the first quotes may come before the first book."""
+        self._listen()
+
+    def _listen(self) -> None:
+        self.subscribe_quotes(self._id)
+        if self._bar_type is not None:
+            self.subscribe_bars(self._bar_type)
+
     def _buy(self) -> None:
         self.unsubscribe_quotes(self._id)
         if self._bar_type is not None:
             self.unsubscribe_bars(self._bar_type)
-        order = self.order_factory.market(self._id, OrderSide.BUY, self._quantity)
-        self.submit_order(order)
+        self.submit_order(self.order_factory.market(self._id, OrderSide.BUY, self._quantity))

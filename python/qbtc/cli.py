@@ -10,6 +10,7 @@ from importlib.metadata import entry_points
 
 import click
 from rich.console import Console
+from rich.markup import escape
 
 from qbtc.errors import QbtcError
 
@@ -61,7 +62,7 @@ def main() -> None:
         console.print("interrupted")
         sys.exit(130)
     except QbtcError as error:
-        console.print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+        console.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         for note in getattr(error, "__notes__", []):
             console.print(note, highlight=False, markup=False, soft_wrap=True)
         sys.exit(error.exit_code)

@@ -30,6 +30,8 @@ class Played:
     error: BaseException | None = None
     fills: list[Fill] = field(default_factory=list)
     orders: list[dict[str, Any]] = field(default_factory=list)
+    refusals: list[str] = field(default_factory=list)
+    """Why orders were rejected or denied, in the order of submission."""
     positions: list[dict[str, Any]] = field(default_factory=list)
     signals: list[SignalActor] = field(default_factory=list)
     sampler: DurationSampler = field(default_factory=DurationSampler)
@@ -62,6 +64,8 @@ def take_out(node: BacktestNode, run_id: str, played: Played, market: Market) ->
                 key = (event.ts_event, *_order_key(order), number)
                 fill = _fill(event, instruments[str(event.instrument_id)], market.currency)
                 fills.append((key, fill))
+            elif isinstance(event, nt.OrderRejected | nt.OrderDenied):
+                played.refusals.append(str(event.reason))
     fills.sort(key=lambda item: item[0])
     played.fills = [fill for _, fill in fills]
     report = node.generate_positions_report(run_id)

@@ -131,7 +131,7 @@ def record(
         costs=costs,
         versions=_versions(),
         build_info=msgspec.to_builtins(build_info()),
-        notes=_notes(plan, market),
+        notes=_notes(plan, market, main),
     )
     _write_tables(folder, main, curves, market, start_balance)
     write_result(result, folder)
@@ -174,8 +174,32 @@ def _data_result(dataset: Dataset, replay: Replay, tag: str) -> DataSetResult:
             name: replay.counts.get(name, 0) for name in ("quotes", "trades", "depth", "bars")
         },
         span_ns=replay.span_ns,
-        notes=tuple(str(note) for note in manifest.get("notes", ())),
+        notes=_data_notes(manifest),
     )
+
+
+def _data_notes(manifest: dict[str, Any]) -> tuple[str, ...]:
+    """Say in words what the import found and mended."""
+    notes = []
+    offset_ns = manifest.get("clock_offset_ns", 0)
+    if offset_ns:
+        notes.append(f"the recorder's clock was behind: {offset_ns / 1e6:g} ms added to its times")
+    for kind, gaps in manifest.get("gaps", {}).items():
+        if gaps.get("total"):
+            missing = f" ({gaps['missing_bars']:,} missing)" if "missing_bars" in gaps else ""
+            notes.append(f"{gaps['total']:,} gaps in {kind.replace('_', ' ')}{missing}")
+    depth = manifest.get("depth", {})
+    for key, words in (
+        ("superseded_levels", "level changes older than the book snapshot left out"),
+        ("unsynchronised_levels", "level changes left out: the book was not synchronised"),
+        ("clears_added", "book clears added before snapshots"),
+    ):
+        if depth.get(key):
+            notes.append(f"{depth[key]:,} {words}")
+    damaged = manifest.get("damaged", {}).get("total", 0)
+    if damaged:
+        notes.append(f"{damaged:,} damaged rows left out")
+    return tuple(notes)
 
 
 def _signal_results(plan: Plan, main: Played) -> tuple[SignalResult, ...]:
@@ -268,12 +292,17 @@ def _traceback_of(error: BaseException | None) -> str | None:
     return "".join(traceback.format_exception(error.__cause__ or error))
 
 
-def _notes(plan: Plan, market: Market) -> tuple[str, ...]:
+def _notes(plan: Plan, market: Market, main: Played) -> tuple[str, ...]:
     notes = []
     if plan.config.venue.fill.queue_position and not market.has_trades:
         notes.append(
             "the data has no trades: queue positions cannot be tracked, limit orders fill when "
             "the market moves through their price"
+        )
+    if main.refusals:
+        notes.append(
+            f"{len(main.refusals):,} of {len(main.orders):,} orders were refused; "
+            f"the first: {main.refusals[0]}"
         )
     for entry, model in _signalled(plan):
         if model.metadata.synthetic and not any(item.synthetic for item in market.sets):
