@@ -21,6 +21,11 @@ class Signal(Protocol):
         ...
 
     @property
+    def mid(self) -> float:
+        """Mid price of that quote."""
+        ...
+
+    @property
     def p_down(self) -> float:
         """Probability that the mid falls by more than the model's threshold."""
         ...

@@ -168,7 +168,7 @@ class SignalResult(_Record, frozen=True, kw_only=True):
     skipped_in_sample: int
     """Quotes before the end of the training span: fed to the features, not signalled."""
     not_warm: int
-    """Quotes after that at which the features were not warmed up."""
+    """Quotes, at any time, at which the features were not warmed up."""
     published: int
     published_in_sample: int
     """Of ``published``, those inside the training span (only with ``in_sample = "allow"``)."""

@@ -10,7 +10,7 @@ Nautilus component, and there is one branch less per event than with a general h
 venue's quotes come through a ``LeadFeed`` of their own, so that no event asks whose quote it is.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -18,12 +18,9 @@ import pyarrow as pa
 from nautilus_trader.common import DataActor, DataActorConfig
 from nautilus_trader.model import (
     ActorId,
-    AggressorSide,
-    BookAction,
     BookType,
     InstrumentId,
     OrderBookDeltas,
-    OrderSide,
     QuoteTick,
     TradeTick,
 )
@@ -41,26 +38,20 @@ __all__ = ["LeadFeed", "SignalActor", "SignalLog", "SignalSession", "open_sessio
 class SignalSession(Protocol):
     """What the actor needs of ``qbtc._core.SignalSession``: features and model of an instrument.
 
-    Times are ns, prices and sizes plain floats. Each method raises ``ValueError`` for an event that
-    is not finite, crossed, of zero size or back in time.
+    Each method raises ``ValueError`` for an event that is not finite, crossed, of zero size or back
+    in time. The objects are read from Rust, which is quicker than reading four attributes here.
     """
 
-    def on_quote(
-        self, ts: int, bid: float, bid_size: float, ask: float, ask_size: float, /
-    ) -> Signal | None:
+    def on_quote_tick(self, tick: object, /) -> Signal | None:
         """Take a quote; answer with the signal, or None while not warmed up."""
         ...
 
-    def on_trade(self, ts: int, price: float, size: float, aggressor_side: int, /) -> None:
-        """Take a trade; the side is 0 for a buying aggressor, 1 for a selling one."""
+    def on_trade_tick(self, tick: object, /) -> None:
+        """Take a trade."""
         ...
 
-    def on_depth_batch(self, ts: int, levels: Sequence[tuple[int, float, float]], /) -> None:
-        """Take level changes ``(side, price, size)``; side 0 bid, 1 ask; size 0 removes."""
-        ...
-
-    def on_depth_clear(self, ts: int, /) -> None:
-        """Forget all levels."""
+    def on_book_deltas(self, deltas: object, /) -> None:
+        """Take the level changes of one book update."""
         ...
 
     def on_lead_quote(self, ts: int, bid: float, ask: float, /) -> None:
@@ -72,7 +63,7 @@ def open_session(
     model: SignalModel, price_increment: float, size_increment: float
 ) -> SignalSession:
     """Make the features and model of one instrument."""
-    raise NotImplementedError
+    return model.session(price_increment=price_increment, size_increment=size_increment)
 
 
 class SignalLog:
@@ -81,7 +72,6 @@ class SignalLog:
     def __init__(self, instrument: str) -> None:
         self._instrument = instrument
         self.signals: list[Signal] = []
-        self.mids: list[float] = []
         self._blocks: list[NDArray[np.float64]] = []  # each (n, 5)
         self._times: list[NDArray[np.int64]] = []  # each (n,)
         self.count = 0
@@ -95,13 +85,12 @@ class SignalLog:
         times = np.empty(n, np.int64)
         for row, signal in enumerate(self.signals):
             times[row] = signal.ts_event
-            rows[row] = (signal.p_down, signal.p_flat, signal.p_up, signal.ood, self.mids[row])
+            rows[row] = (signal.p_down, signal.p_flat, signal.p_up, signal.ood, signal.mid)
         self._blocks.append(rows)
         self._times.append(times)
         self.count += n
-        # Cleared in place: the actor's closure holds their append methods.
+        # Cleared in place: the actor's closure holds the list's append method.
         self.signals.clear()
-        self.mids.clear()
 
     def times(self) -> NDArray[np.int64]:
         """Return the event time of every signal, shape (n,)."""
@@ -177,64 +166,43 @@ class SignalActor(DataActor):
     def _quote_callback(
         self, session: SignalSession, handlers: list[SignalHandler], silent_before: int
     ) -> Callable[[QuoteTick], None]:
-        core = session.on_quote
+        core = session.on_quote_tick
         log_signal = self.log_of_signals.signals.append
-        log_mid = self.log_of_signals.mids.append
 
         def on_quote(quote: QuoteTick) -> None:
-            ts = quote.ts_init
-            bid = float(quote.bid_price)
-            ask = float(quote.ask_price)
             try:
-                signal = core(ts, bid, float(quote.bid_size), ask, float(quote.ask_size))
+                signal = core(quote)
             except ValueError as error:
                 raise _rejected(error, quote) from error
             if signal is None:
-                self.not_warm += ts >= silent_before
-                self.skipped_in_sample += ts < silent_before
+                self.not_warm += 1
                 return
-            if ts < silent_before:
+            if signal.ts_event < silent_before:
                 self.skipped_in_sample += 1
                 return
             log_signal(signal)
-            log_mid(0.5 * (bid + ask))
             for handler in handlers:
                 handler(signal, quote)
 
         return on_quote
 
     def _trade_callback(self, session: SignalSession) -> Callable[[TradeTick], None]:
-        core = session.on_trade
-        buy = AggressorSide.BUY
+        core = session.on_trade_tick
 
         def on_trade(trade: TradeTick) -> None:
-            side = 0 if trade.aggressor_side == buy else 1
             try:
-                core(trade.ts_init, float(trade.price), float(trade.size), side)
+                core(trade)
             except ValueError as error:
                 raise _rejected(error, trade) from error
 
         return on_trade
 
     def _depth_callback(self, session: SignalSession) -> Callable[[OrderBookDeltas], None]:
-        core = session.on_depth_batch
-        clear = session.on_depth_clear
-        delete, cleared, bid = BookAction.DELETE, BookAction.CLEAR, OrderSide.BUY
+        core = session.on_book_deltas
 
         def on_book_deltas(deltas: OrderBookDeltas) -> None:
-            ts = deltas.ts_init
-            levels: list[tuple[int, float, float]] = []
             try:
-                for delta in deltas.deltas:
-                    action = delta.action
-                    if action == cleared:
-                        levels.clear()
-                        clear(ts)
-                        continue
-                    order = delta.order
-                    size = 0.0 if action == delete else float(order.size)
-                    levels.append((0 if order.side == bid else 1, float(order.price), size))
-                core(ts, levels)
+                core(deltas)
             except ValueError as error:
                 raise _rejected(error, deltas) from error
 
