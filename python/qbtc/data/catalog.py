@@ -18,7 +18,6 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +67,7 @@ __all__ = ["CACHE_DIR", "Dataset", "bar_type_of", "list_catalogs", "open_source"
 IMPORTER_VERSION = 1
 CACHE_DIR = Path(".qbtc") / "catalog"
 MANIFEST = "manifest.json"
-KEY_CHARACTERS = 20
+KEY_CHARACTERS = 12
 CHUNK_ROWS = 1_000_000
 """Rows per catalog file, cut where ``ts_init`` changes."""
 
@@ -638,8 +637,3 @@ def _open_catalog(source: CatalogSource, path: Path) -> Dataset:
 def _bar_types(path: Path, instrument_id: str) -> list[str]:
     folder = path / "data" / "bars"
     return sorted(entry.name for entry in folder.glob(f"{instrument_id}-*"))
-
-
-def format_time(ts_ns: int) -> str:
-    """UTC time to the second, for tables."""
-    return f"{datetime.fromtimestamp(ts_ns / 1e9, tz=UTC):%Y-%m-%d %H:%M:%S}"
