@@ -129,6 +129,7 @@ def _fills(rng: np.random.Generator, ts: Any, mid: Any, count: int) -> dict[str,
         "quantity": np.full(count, 0.01),
         "commission": price * 0.01 * np.where(maker, 2e-4, 5e-4),
         "liquidity": np.where(maker, "MAKER", "TAKER"),
+        "mid": mid[at],
         "order_id": [f"O-{i}" for i in range(count)],
     }
 

@@ -131,7 +131,7 @@ def test_a_year_of_bars_gets_months_and_slower_horizons(tmp_path: Path) -> None:
     step_ns = 3_600_000_000_000
     _, text = written(tmp_path, MadeUp(rows=3_000, step_ns=step_ns, fills=700, synthetic=False))
     assert "Returns by month" in text
-    assert "drawn as averages per bucket" in text
+    assert "the bars are sums over time" in text
     assert "60 min" in text
     assert "is a demonstration" not in text
 

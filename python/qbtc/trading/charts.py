@@ -2,8 +2,7 @@
 
 Figures carry no text colour, grid colour or background: the page sets those, light or dark, when
 it draws. Long series are thinned so that every bucket keeps its first, lowest, highest and last
-point, and many fills become one marker per bucket at their average price: no extreme is lost and
-nothing is left out silently.
+point, and many fills become sums over time: no extreme is lost and nothing is left out silently.
 """
 
 from collections.abc import Sequence
@@ -34,9 +33,9 @@ __all__ = [
 
 POINTS_MAX = 3_000
 """Points of one drawn line."""
-MARKERS_MAX = 300
-"""Fills of one side drawn one by one; more are drawn as averages per bucket of time."""
-BUCKETS = 100
+MARKERS_MAX = 400
+"""Fills drawn one by one; more are drawn as sums per bucket of time."""
+BUCKETS = 120
 MONTHLY_DAYS_MIN = 60
 
 NO_NAME = "<extra></extra>"
@@ -116,25 +115,44 @@ def equity(table: Columns, start_balance: float, currency: str) -> go.Figure | N
 
 
 def price_with_fills(prices: Columns, fills: Columns, currency: str) -> go.Figure | None:
-    """Draw one instrument's mid with its buys (triangle up) and sells (triangle down)."""
+    """Draw one instrument's mid with its buys (triangle up) and sells (triangle down).
+
+    More fills than ``MARKERS_MAX`` are drawn below as what was bought and sold over time.
+    """
     if not prices.rows and not fills.rows:
         return None
-    figure = go.Figure()
+    grouped = grouped_fills(fills)
+    figure = make_subplots(
+        rows=1 + grouped,
+        cols=1,
+        shared_xaxes=True,
+        vertical_spacing=0.05,
+        row_heights=[0.7, 0.3] if grouped else [1.0],
+    )
     if prices.rows:
-        figure.add_trace(_line(prices["ts"], prices["mid"], "mid", GREY, 1.3))
+        figure.add_trace(_line(prices["ts"], prices["mid"], "mid", GREY, 1.3), 1, 1)
     for side, symbol, colour in (("BUY", "triangle-up", BLUE), ("SELL", "triangle-down", ORANGE)):
         mine = fills.where(fills["side"] == side)
-        if mine.rows:
-            figure.add_trace(_markers(mine, side.capitalize(), symbol, colour))
-    figure.update_yaxes(title_text=f"Price, {currency}", tickformat=",~f")
-    figure.update_xaxes(title_text="Time, UTC")
-    return _finish(figure, 420, hover="closest")
+        if mine.rows and grouped:
+            figure.add_trace(_volumes(mine, fills, side, colour), 2, 1)
+        elif mine.rows:
+            figure.add_trace(_markers(mine, side.capitalize(), symbol, colour), 1, 1)
+    figure.update_yaxes(title_text=f"Price, {currency}", tickformat=",~f", row=1, col=1)
+    if grouped:
+        figure.update_yaxes(title_text="Quantity", row=2, col=1, nticks=5)
+        figure.update_layout(barmode="relative", bargap=0)
+    figure.update_xaxes(title_text="Time, UTC", row=1 + grouped, col=1)
+    if prices.rows > 1:
+        first, last = int(prices["ts"][0]), int(prices["ts"][-1])
+        margin = (last - first) // 100
+        ends = _times(np.array([first - margin, last + margin]))
+        figure.update_xaxes(range=[str(end) for end in ends])
+    return _finish(figure, 520 if grouped else 420, hover="closest")
 
 
 def grouped_fills(fills: Columns) -> bool:
-    """Whether ``price_with_fills`` draws averages instead of single fills."""
-    sides = fills["side"]
-    return any(int((sides == side).sum()) > MARKERS_MAX for side in ("BUY", "SELL"))
+    """Whether ``price_with_fills`` draws sums over time instead of single fills."""
+    return fills.rows > MARKERS_MAX
 
 
 def signal_skill(qualities: Sequence[HorizonQuality]) -> go.Figure:
@@ -293,14 +311,19 @@ def monthly(table: Columns) -> go.Figure | None:
         return None
     from nautilus_trader.analysis.tearsheet import create_monthly_returns_heatmap
 
-    level = pd.Series(run["equity"], index=pd.to_datetime(run["ts"], utc=True))
+    # One ns back, so that a last stamp at midnight does not begin a month.
+    level = pd.Series(run["equity"], index=pd.to_datetime(run["ts"] - 1, utc=True))
     returns = level.resample("1D").last().ffill().pct_change().dropna()
     figure = create_monthly_returns_heatmap(returns, title="")
     figure.update_traces(
+        text=[
+            ["" if np.isnan(value) else f"{value:.2f} %" for value in row]
+            for row in np.asarray(figure.data[0].z, dtype=np.float64)
+        ],
         colorscale=[[0, ORANGE], [0.5, "#f4f4f2"], [1, BLUE]],
         zmid=0,
         showscale=False,
-        texttemplate="%{z:.2f} %",
+        texttemplate="%{text}",
         textfont_color="#22272e",
     )
     figure.update_yaxes(type="category", title_text="")
@@ -337,46 +360,46 @@ def _line(
 
 
 def _markers(fills: Columns, name: str, symbol: str, colour: str) -> Any:
-    if fills.rows <= MARKERS_MAX:
-        ts, price, quantity = fills["ts_event"], fills["price"], fills["quantity"]
-        notes = [
-            f"{amount:g} · {strategy} · {liquidity.lower()}"
-            for amount, strategy, liquidity in zip(
-                quantity, fills["strategy"], fills["liquidity"], strict=True
-            )
-        ]
-        size: Any = 9
-    else:
-        ts, price, quantity, members = _grouped(fills)
-        notes = [f"{n:,} fills, {q:g} in all" for n, q in zip(members, quantity, strict=True)]
-        size = 6 + 8 * np.sqrt(members / members.max())
+    notes = [
+        f"{amount:g} · {strategy} · {liquidity.lower()}"
+        for amount, strategy, liquidity in zip(
+            fills["quantity"], fills["strategy"], fills["liquidity"], strict=True
+        )
+    ]
     return go.Scatter(
-        x=_times(ts),
-        y=price,
+        x=_times(fills["ts_event"]),
+        y=fills["price"],
         name=name,
         mode="markers",
         marker={
             "symbol": symbol,
             "color": colour,
-            "size": size,
+            "size": 9,
             "opacity": 0.85,
             "line": {"width": 0.5, "color": "white"},
         },
         text=notes,
-        hovertemplate=f"{name} %{{y:,}}<br>%{{text}}<br>%{{x}}<extra></extra>",
+        hovertemplate=f"{name} %{{y:,}}<br>%{{text}}<br>%{{x}}" + NO_NAME,
     )
 
 
-def _grouped(fills: Columns) -> tuple[Ints, Floats, Floats, Ints]:
-    """Average the fills of each bucket of time: last time, mean price, total size, number."""
-    ts, quantity = fills["ts_event"], fills["quantity"]
-    edges = np.linspace(ts[0], ts[-1] + 1, BUCKETS + 1)
-    place = np.searchsorted(edges, ts, side="right") - 1
-    groups, members = np.unique(place, return_counts=True)
-    size = np.bincount(place, quantity)[groups].astype(np.float64)
-    price: Floats = np.bincount(place, quantity * fills["price"])[groups] / size
-    times: Ints = ts[np.searchsorted(place, groups, side="right") - 1]
-    return times, price, size, members.astype(np.int64)
+def _volumes(mine: Columns, every: Columns, side: str, colour: str) -> Any:
+    """Sum one side's quantities per bucket of time; sells point down."""
+    first, last = int(every["ts_event"][0]), int(every["ts_event"][-1])
+    width = (last - first) // BUCKETS + 1
+    place = (mine["ts_event"] - first) // width
+    sums = np.bincount(place, mine["quantity"], BUCKETS)
+    members = np.bincount(place, minlength=BUCKETS)
+    middles = first + width * np.arange(BUCKETS, dtype=np.int64) + width // 2
+    name = "Bought" if side == "BUY" else "Sold"
+    return go.Bar(
+        x=_times(middles),
+        y=sums if side == "BUY" else -sums,
+        name=name,
+        marker_color=colour,
+        customdata=members,
+        hovertemplate=f"{name} %{{y:,.4~f}} in %{{customdata:,}} fills<br>%{{x}}" + NO_NAME,
+    )
 
 
 def _points(labels: list[str], estimates: Sequence[Estimate]) -> Any:
@@ -409,8 +432,8 @@ def _times(ts: Ints) -> Any:
 def _ns(value: float) -> str:
     for unit, size in (("s", 1e9), ("ms", 1e6), ("µs", 1e3)):
         if value >= size:
-            return f"{value / size:.2g} {unit}"
-    return f"{value:.3g} ns"
+            return f"{float(f'{value / size:.2g}'):g} {unit}"
+    return f"{value:g} ns"
 
 
 def _cycle[T](items: Sequence[T], length: int) -> list[T]:

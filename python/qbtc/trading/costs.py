@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from qbtc.trading.rundir import Columns, RunDirectory
+from qbtc.trading.rundir import RunDirectory
 
 __all__ = ["CostLine", "cost_lines", "spread_paid"]
 
@@ -47,29 +47,11 @@ def cost_lines(run: RunDirectory) -> list[CostLine]:
 
 
 def spread_paid(run: RunDirectory) -> NDArray[np.float64]:
-    """Return what each fill paid against the last mid at or before it, shape (fills,).
+    """Return what each fill paid against its mid, shape (fills,).
 
-    NaN where no mid is known.
-
-    The mid comes from the signals (one per quote) and the thinned price table together: without
-    signals it is only as fresh as that table.
+    Negative is earned; NaN where the data had no quotes to know a mid from.
     """
     fills = run.fills
-    paid = np.full(fills.rows, np.nan)
-    for instrument in dict.fromkeys(fills["instrument"].tolist()):
-        mine = np.flatnonzero(fills["instrument"] == instrument)
-        source = _mids(run, instrument)
-        place = np.searchsorted(source["ts"], fills["ts_event"][mine], side="right") - 1
-        mine, place = mine[place >= 0], place[place >= 0]
-        sign = np.where(fills["side"][mine] == "BUY", 1.0, -1.0)
-        away = sign * (fills["price"][mine] - source["mid"][place])
-        paid[mine] = away * fills["quantity"][mine]
+    sign = np.where(fills["side"] == "BUY", 1.0, -1.0)
+    paid: NDArray[np.float64] = sign * (fills["price"] - fills["mid"]) * fills["quantity"]
     return paid
-
-
-def _mids(run: RunDirectory, instrument: str) -> Columns:
-    """Return columns ``ts`` (ascending) and ``mid`` of one instrument from both tables."""
-    tables = [table.where(table["instrument"] == instrument) for table in (run.prices, run.signals)]
-    ts, mid = (np.concatenate([table[name] for table in tables]) for name in ("ts", "mid"))
-    order = np.argsort(ts, kind="stable")
-    return Columns(ts=ts[order], mid=mid[order])

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -21,7 +21,7 @@ from qbtc.core.build import build_info
 from qbtc.core.signal_model import SignalModel
 from qbtc.data.catalog import Dataset
 from qbtc.errors import ConfigError
-from qbtc.trading.accounting import Curve, curve_of, performance_of, thin
+from qbtc.trading.accounting import Curve, Fill, curve_of, performance_of, thin
 from qbtc.trading.ledger import Played, Status
 from qbtc.trading.market import Market, iso
 from qbtc.trading.plan import Plan, config_sha256
@@ -332,9 +332,10 @@ def _write_tables(
             "quantity": fill.quantity,
             "commission": fill.commission,
             "liquidity": "MAKER" if fill.is_maker else "TAKER",
+            "mid": mid,
             "order_id": fill.order_id,
         }
-        for fill in main.fills
+        for fill, mid in zip(main.fills, _mids_of(main.fills, market), strict=True)
     ]
     signals = [actor.log_of_signals.table() for actor in main.signals]
     tables = {
@@ -351,6 +352,27 @@ def _write_tables(
     }
     for name, table in tables.items():
         pq.write_table(table, folder / f"{name}.parquet", compression="zstd")
+
+
+def _mids_of(fills: Sequence[Fill], market: Market) -> Iterator[float | None]:
+    """Find the mid each fill is measured against; None where there are no quotes.
+
+    The engine fills a market order at the quote that follows its arrival and stamps the fill with
+    that quote's time: its mid. What fills a resting order may itself move the mid: the one before.
+    """
+    quoted = {
+        dataset.instrument_id: market.mids[dataset.instrument_id]
+        for dataset, replay in zip(market.sets, market.replays, strict=True)
+        if "quotes" in replay.counts
+    }
+    for fill in fills:
+        mids = quoted.get(fill.instrument)
+        if mids is None:
+            yield None
+            continue
+        side: Literal["left", "right"] = "left" if fill.is_maker else "right"
+        at = int(np.searchsorted(mids.ts, fill.ts_event, side)) - 1
+        yield float(mids.mid[at]) if at >= 0 else None
 
 
 def _equity_table(name: str, curve: Curve, start_balance: float) -> Any:

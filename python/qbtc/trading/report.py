@@ -117,7 +117,7 @@ def _header(result: RunResult) -> Html:
         element(
             "p",
             f"{moment(result.span_ns[0])} to {moment(result.span_ns[1])} · run {result.run_id}"
-            f" · started {result.started} · {count(result.events)} events",
+            f" · started {result.started.replace('T', ' ')} · {count(result.events)} events",
             css="meta",
         ),
     )
@@ -230,8 +230,7 @@ def _prices(run: RunDirectory) -> Html:
             parts.append(element("h3", instrument))
         parts.append(chart(figure, f"Price of {instrument} with buys and sells"))
         shown = (
-            f"{count(fills.rows)} fills, drawn as averages per bucket of time; a larger marker"
-            " stands for more fills."
+            f"{count(fills.rows)} fills, too many to draw one by one: the bars are sums over time."
             if charts.grouped_fills(fills)
             else f"Every one of the {count(fills.rows)} fills is drawn."
             if fills.rows
@@ -242,7 +241,7 @@ def _prices(run: RunDirectory) -> Html:
         )
     if not parts:
         return section("Price and fills", element("p", "No prices were recorded."))
-    return section("Price and fills", *parts, lead="Triangles up are buys, triangles down sells.")
+    return section("Price and fills", *parts, lead="Up is bought, down is sold.")
 
 
 def _signals(run: RunDirectory) -> Html:
@@ -410,7 +409,7 @@ def _round_trips(result: RunResult) -> dict[str, float]:
 
 def _costs(run: RunDirectory) -> Html:
     result, unit = run.result, run.result.currency
-    terms = ", ".join(f"{name} {_term(value)}" for name, value in result.costs.items())
+    terms = ", ".join(f"{_words(name)} {_term(value)}" for name, value in result.costs.items())
     charged = element("p", f"Charged and simulated: {terms or 'nothing'}.", css="note")
     lines = cost_lines(run)
     if not lines:
@@ -442,8 +441,9 @@ def _costs(run: RunDirectory) -> Html:
         table(head, [_cost_row(line) for line in lines], text_columns=2),
         element(
             "p",
-            f"Money in {unit}. Spread is fill price against the last recorded mid before it"
-            " (negative: earned); approximate where the mid is thinned.",
+            f"Money in {unit}. Spread is the fill price against the mid of the quote a market order"
+            " met, or of the last quote before a resting order's fill; negative is earned. Unknown"
+            " where the data has no quotes.",
             css="note",
         ),
         charged,
@@ -464,10 +464,14 @@ def _cost_row(line: CostLine) -> list[str]:
     ]
 
 
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
 def _term(value: Any) -> str:
     if isinstance(value, dict):
-        return f"({', '.join(f'{name} {_term(part)}' for name, part in value.items())})"
-    return str(value)
+        return f"({', '.join(f'{_words(name)} {_term(part)}' for name, part in value.items())})"
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
 
 
 def _latency(result: RunResult) -> Html:
@@ -561,6 +565,7 @@ def _event_rows(data: DataSetResult) -> list[list[str]]:
 
 def _reproduce(result: RunResult) -> Html:
     versions = [[name, version] for name, version in result.versions.items()]
+    versions += [[f"sha256 of {path}", digest] for path, digest in result.strategy_sha256.items()]
     built = [[name, str(value)] for name, value in result.build_info.items()]
     models = [
         details(

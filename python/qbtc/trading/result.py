@@ -76,6 +76,10 @@ FILLS = pa.schema(
         ("quantity", pa.float64()),
         ("commission", pa.float64()),
         ("liquidity", pa.string()),  # MAKER | TAKER
+        (
+            "mid",
+            pa.float64(),
+        ),  # at a taker's fill, before a maker's; null without quotes
         ("order_id", pa.string()),
     ]
 )

@@ -15,7 +15,6 @@ from qbtc.trading.quality import by_horizon, horizons_for
 from qbtc.trading.result import Performance, RunResult
 from qbtc.trading.rundir import RunDirectory, read_run
 from qbtc.trading.wording import (
-    basis_points,
     count,
     data_label,
     duration,
@@ -80,7 +79,7 @@ def _data(result: RunResult) -> Table:
 
 
 def _performance(result: RunResult) -> Table:
-    head = ("before costs", "fees", "after costs", "of turnover", "drawdown", "fills")
+    head = ("before costs", "fees", "after costs", "drawdown", "fills")
     table = _table(f"P&L, {result.currency}", *head)
     table.add_row(*_row("this run", result.performance), style="bold")
     if len(result.strategies) > 1:
@@ -98,7 +97,6 @@ def _row(name: str, line: Performance) -> tuple[str, ...]:
         money(line.pnl_before_costs, sign=True),
         money(line.fees),
         money(line.pnl_after_costs, sign=True),
-        basis_points(line.pnl_after_costs, line.turnover),
         money(line.max_drawdown),
         count(line.fills),
     )
@@ -126,5 +124,5 @@ def _signals(run: RunDirectory) -> Table | None:
 def _table(*head: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     for i, name in enumerate(head):
-        table.add_column(name, justify="right" if i else "left", no_wrap=not i)
+        table.add_column(name, justify="right" if i else "left", no_wrap=True)
     return table

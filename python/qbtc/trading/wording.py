@@ -43,7 +43,7 @@ def percent(value: float | None) -> str:
 
 def basis_points(part: float, whole: float) -> str:
     """``part / whole`` in basis points; a dash when there is no whole."""
-    return f"{1e4 * part / whole:+.2f} bp" if whole else "—"
+    return f"{1e4 * part / whole:+,.2f} bp" if whole else "—"
 
 
 def duration(span_ns: tuple[int, int]) -> str:
@@ -80,8 +80,10 @@ def data_label(result: RunResult) -> str:
 
 
 def strategy_names(result: RunResult) -> str:
-    """Names of the strategies, as prose."""
-    names = [strategy.name for strategy in result.strategies] or [result.performance.name]
+    """Names of the strategies, as prose; without the number in the id where that is clear."""
+    names = [strategy.name for strategy in result.strategies] or [result.name]
+    short = [name.rpartition("-")[0] or name for name in names]
+    names = short if len(set(short)) == len(short) else names
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
