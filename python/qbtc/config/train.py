@@ -52,11 +52,12 @@ class LogisticConfig(_Section, frozen=True, kw_only=True):
     """Multinomial logistic regression on the squashed features."""
 
     l2: Annotated[tuple[Positive, ...], Meta(min_length=1)] = (
-        0.00001,
         0.0001,
         0.001,
         0.01,
+        0.03,
         0.1,
+        0.3,
     )
     """Candidates for the penalty ``l2/2 |weight|²`` on the mean loss; validation chooses."""
 
@@ -80,7 +81,7 @@ class MpsConfig(_Section, frozen=True, kw_only=True):
     epochs: Count = 12
     learning_rate: Positive = 1e-3
     decay: NotNegative = 0.1
-    """Decay towards the warm start (L2-SP)."""
+    """Decay towards the warm start (L2-SP), per unit of rate: no entry moves much past 1/decay."""
     noise: NotNegative = 0.05
     """Standard deviation of the entries outside the logistic block; the start stays exact."""
     ema: Annotated[float, Meta(ge=0, lt=1)] = 0.995

@@ -10,7 +10,9 @@ from qbtc import _core
 from qbtc.errors import DataError
 
 if TYPE_CHECKING:
-    from qbtc._core import LogisticFit, NetworkFit, TrainRecipe
+    from qbtc._core import LogisticFit as LogisticFit
+    from qbtc._core import NetworkFit as NetworkFit
+    from qbtc._core import TrainRecipe as TrainRecipe
 
 __all__ = ["Progress", "core_hash", "train_logistic", "train_mlp", "train_mps"]
 

@@ -49,7 +49,7 @@ from qbtc.evaluate.metrics import (
 from qbtc.evaluate.split import Split, split_rows
 
 if TYPE_CHECKING:
-    from qbtc._core import NetworkFit, TrainRecipe
+    from qbtc.core.training import NetworkFit, TrainRecipe
 
 __all__ = ["Trained", "Watcher", "train", "train_columns"]
 
@@ -298,9 +298,7 @@ def _fit_lightgbm(config: TrainConfig, data: _Data, watcher: Watcher) -> _Entran
     started = time.perf_counter()
     predictors, settings, sizes = [], [], []
     watcher.stage("lightgbm", 3)
-    for setting, trees, predict in lightgbm_fits(
-        split.train, split.validation, seed=config.seed, threads=_threads()
-    ):
+    for setting, trees, predict in lightgbm_fits(split.train, split.validation, seed=config.seed):
         predictors.append(predict)
         settings.append({**setting, "trees": trees})
         sizes.append(trees * (2 * setting["num_leaves"] - 1))

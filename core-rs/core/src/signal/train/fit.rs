@@ -89,7 +89,7 @@ pub struct EpochLoss {
 pub struct Fit<T> {
     /// Weights in the network's order.
     pub params: Vec<T>,
-    /// Epoch they are from; 0 is the start itself.
+    /// Epoch they are from; 0 is the start itself (never of a random one).
     pub best_epoch: usize,
     /// Loss by epoch, the start first.
     pub curve: Vec<EpochLoss>,
@@ -164,7 +164,8 @@ fn batch_gradient<T: Real>(
     total
 }
 
-/// Fits from `start`; the best validation loss over the epochs, the start included, wins.
+/// Fits from `start`; the best validation loss over the epochs wins, with the start among them
+/// if it is a model.
 /// Returns `None` when `stop` was set. Allocates per call, not per step.
 ///
 /// # Errors
@@ -178,7 +179,7 @@ pub fn fit<T: Real, N: Network<T>>(
     stop: &AtomicBool,
     mut observe: impl FnMut(EpochLoss),
 ) -> Result<Option<Fit<T>>> {
-    let Start { mut network, mut params, anchor } = start;
+    let Start { mut network, mut params, anchor, is_model } = start;
     debug_assert_eq!(params.len(), network.n_params());
     let mut average = params.clone();
     let mut gradient = vec![T::ZERO; params.len()];
@@ -192,7 +193,7 @@ pub fn fit<T: Real, N: Network<T>>(
         validation: cross_entropy(&mut network, &average, validation),
     };
     let mut best = Fit { params: average.clone(), best_epoch: 0, curve: vec![first] };
-    let mut best_loss = first.validation;
+    let mut best_loss = if is_model { first.validation } else { f64::INFINITY };
     for epoch in 1..=schedule.epochs {
         shuffle(rng, &mut order);
         let mut total = 0.0;

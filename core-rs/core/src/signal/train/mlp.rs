@@ -56,7 +56,7 @@ impl<T: Real> Mlp<T> {
             let deviation = (2.0 / inputs as f64).sqrt();
             weights.fill_with(|| T::from_f64(deviation * normal(rng)));
         }
-        Ok(Start { network, anchor: vec![T::ZERO; params.len()], params })
+        Ok(Start { network, anchor: vec![T::ZERO; params.len()], params, is_model: false })
     }
 
     /// Weights by the names and shapes of the model file.

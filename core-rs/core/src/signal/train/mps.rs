@@ -113,7 +113,7 @@ impl<T: Real, const CHI: usize> Mps<T, CHI> {
         for (b, &value) in bias.iter_mut().zip(warm.bias) {
             *b = T::from_f64(value);
         }
-        Ok(Start { network, anchor: params.clone(), params })
+        Ok(Start { network, anchor: params.clone(), params, is_model: true })
     }
 
     /// Weights by the names and shapes of the model file.

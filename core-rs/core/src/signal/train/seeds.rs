@@ -44,6 +44,8 @@ pub struct Start<T, N> {
     pub params: Vec<T>,
     /// What the decay pulls to.
     pub anchor: Vec<T>,
+    /// The start is a model in its own right and is kept if no epoch betters it.
+    pub is_model: bool,
 }
 
 /// What an observer of [`fit_seeds`] hears, on its own thread.
