@@ -22,6 +22,7 @@ _COMMANDS = {
     "config": "qbtc.trading.commands:config",
     "data": "qbtc.data.commands:data",
     "features": "qbtc.evaluate.commands:features",
+    "report": "qbtc.trading.commands:report",
     "train": "qbtc.evaluate.commands:train",
 }
 """Each command by module and name, imported when it is asked for: ``qbtc --help`` stays quick."""

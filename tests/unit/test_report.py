@@ -9,9 +9,11 @@ from typing import Any
 
 import msgspec
 import pytest
+from click.testing import CliRunner
 from rich.console import Console
 from rundirs import INSTRUMENT, MadeUp, make_run
 
+from qbtc.cli import cli
 from qbtc.errors import DataError
 from qbtc.trading.report import write_report
 from qbtc.trading.result import RunResult
@@ -162,6 +164,15 @@ def test_a_folder_without_a_run_is_an_input_error(tmp_path: Path) -> None:
     (tmp_path / "result.json").write_text('{"schema": 1}')
     with pytest.raises(DataError, match="not a result of this version"):
         write_report(tmp_path)
+
+
+def test_the_report_command_makes_the_page_again(tmp_path: Path) -> None:
+    make_run(tmp_path, MadeUp(rows=200, fills=5))
+    done = CliRunner().invoke(cli, ["report", str(tmp_path)])
+    assert done.exit_code == 0
+    assert (tmp_path / "report.html").exists()
+    assert "report.html" in done.stderr
+    assert done.stdout == ""
 
 
 def test_a_damaged_table_is_an_input_error_that_names_it(tmp_path: Path) -> None:

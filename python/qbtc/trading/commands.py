@@ -1,4 +1,4 @@
-"""``qbtc backtest`` and ``qbtc config``: argument checking and printing, nothing else."""
+"""``qbtc backtest``, ``qbtc report`` and ``qbtc config``: argument checking and printing, nothing else."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextC
 from qbtc.config import RunConfig, TrainConfig, load_config
 from qbtc.errors import ConfigError
 
-__all__ = ["backtest", "config"]
+__all__ = ["backtest", "config", "report"]
 
 _CONFIG = click.argument("path", metavar="CONFIG", type=click.Path(path_type=Path))
 
@@ -48,6 +48,17 @@ def backtest(path: Path, as_json: bool, output: Path | None) -> None:
     if isinstance(outcome.error, KeyboardInterrupt):
         console.print(f"stopped early; partial results: {outcome.folder}", soft_wrap=True)
     outcome.raise_if_failed()
+
+
+@click.command()
+@click.argument("folder", metavar="RUN_DIR", type=click.Path(path_type=Path))
+def report(folder: Path) -> None:
+    """Write report.html of a run again, from the run directory alone, and print its summary."""
+    from qbtc.trading.report import write_report
+    from qbtc.trading.summary import print_summary
+
+    write_report(folder)
+    print_summary(folder)
 
 
 @click.group()
