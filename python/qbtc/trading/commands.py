@@ -1,4 +1,4 @@
-"""``qbtc backtest``, ``qbtc report`` and ``qbtc config``: argument checking and printing, nothing else."""
+"""The commands ``backtest``, ``report`` and ``config``: argument checking and printing only."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
