@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from benchmarks import market, models
 from benchmarks.reporting import Report, commit, machine
 from qbtc.core.build import require_fresh
+from qbtc.data.catalog import Dataset
 from qbtc.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,6 +32,18 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 def report(request: pytest.FixtureRequest) -> Report:
     """Return the report of this run; add rows to it."""
     return request.config.stash[_REPORT]
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> models.Trained:
+    """Return our models and the trees, trained on the same synthetic rows."""
+    return models.train(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="session")
+def recording(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """Return the real depth recording as a catalog."""
+    return market.recording(tmp_path_factory.mktemp("catalog"))
 
 
 @pytest.hookimpl(wrapper=True)

@@ -9,14 +9,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from qbtc import _core
+from qbtc.config.data import RecordingSource
 from qbtc.core.columns import EventColumns, EventKind
+from qbtc.data.catalog import Dataset, open_source
 
 SEED = 7
 START_NS = 1_704_067_200_000_000_000
 HORIZON_NS = 1_000_000_000
+INSTRUMENT = "BTCUSDT-PERP.BINANCE"
 RECORDING = "l2/usdm_btcusdt_20240808.gz"
 _COLUMNS = ("ts", "kind", "side", "a", "b", "c", "d")
 
@@ -27,7 +31,7 @@ def synthetic(duration_s: float) -> EventColumns:
     del columns["latent"]
     return EventColumns(
         **columns,
-        instrument="BTCUSDT-PERP.BINANCE",
+        instrument=INSTRUMENT,
         price_increment=0.1,
         size_increment=0.001,
         synthetic=True,
@@ -47,8 +51,16 @@ def labels(ts: NDArray[np.int64], mid: NDArray[np.float64]) -> NDArray[np.int64]
     return np.sign(mid[last] - mid).astype(np.int64) + 1
 
 
-def recording_path() -> Path | None:
-    """Return the real depth recording, or None where the data folder is absent."""
+def recording_path() -> Path:
+    """Return the real depth recording; skips the benchmark where the data folder is absent."""
     default = Path(__file__).resolve().parents[2] / "shared" / "data"
     path = Path(os.environ.get("QBTC_REAL_DATA", default)) / RECORDING
-    return path if path.is_file() else None
+    if not path.is_file():
+        pytest.skip(f"no {RECORDING} in the real data folder (QBTC_REAL_DATA)")
+    return path
+
+
+def recording(folder: Path) -> Dataset:
+    """Import the real depth recording into a catalog below ``folder``, or reuse it."""
+    source = RecordingSource(instrument=INSTRUMENT, path=str(recording_path()))
+    return open_source(source, folder, cache_dir=folder)

@@ -27,11 +27,6 @@ ROWS = 2000
 """Rows that the loops go round in: real values, and branches that are not learnt by heart."""
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> models.Trained:
-    return models.train(tmp_path_factory.mktemp("models"))
-
-
 def test_one_row_without_python(
     benchmark: BenchmarkFixture, report: Report, trained: models.Trained, tmp_path: Path
 ) -> None:
