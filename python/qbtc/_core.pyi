@@ -7,7 +7,7 @@ field. ``qbtc.core`` turns them into the errors of ``qbtc.errors``.
 
 from collections.abc import Callable, Sequence
 from os import PathLike
-from typing import Any, Literal, Protocol, TypedDict, type_check_only
+from typing import Any, Literal, Protocol, TypedDict, final, type_check_only
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,6 +92,7 @@ class _Columns(Protocol):
     @property
     def size_increment(self) -> float: ...
 
+@final
 class FeatureEngine:
     """The 26 features of one instrument, one call per market event.
 

@@ -145,23 +145,14 @@ def _summary(trained: "Trained") -> dict[str, object]:
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print the table as JSON on stdout.")
-def features(as_json: bool) -> None:
-    """List the 26 features: name, group, unit, formula, warm-up, update class."""
-    from dataclasses import asdict
+@click.option("--markdown", is_flag=True, help="Print docs/features.md on stdout.")
+def features(as_json: bool, markdown: bool) -> None:
+    """List the 26 features: name, unit, formula, warm-up, and what changes them."""
+    from qbtc.evaluate.feature_table import as_dict, as_markdown, as_table
 
-    from qbtc.core.features import feature_notation, feature_table, schema_sha256
-
-    rows = feature_table()
     if as_json:
-        found = {"schema_sha256": schema_sha256(), "features": [asdict(row) for row in rows]}
-        click.echo(msgspec.json.format(msgspec.json.encode(found), indent=2))
-        return
-    console = Console()
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("", "name", "group", "unit", "formula", "changes on", "warm-up s", "stale s"):
-        table.add_column(name, overflow="fold")
-    for i, row in enumerate(rows):
-        texts = (row.name, row.group, row.unit, row.formula, row.update_class)
-        table.add_row(str(i), *texts, f"{row.warm_up_s:g}", f"{row.stale_s:g}")
-    console.print(table)
-    console.print(feature_notation(), highlight=False)
+        click.echo(msgspec.json.format(msgspec.json.encode(as_dict()), indent=2))
+    elif markdown:
+        click.echo(as_markdown(), nl=False)
+    else:
+        Console(stderr=True).print(as_table())
