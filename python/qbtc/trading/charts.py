@@ -40,7 +40,7 @@ MONTHLY_DAYS_MIN = 60
 
 NO_NAME = "<extra></extra>"
 BLUE, ORANGE, GREY, PURPLE, GREEN = "#2f7dc4", "#d8612c", "#868c96", "#8f66bd", "#2f9070"
-BASELINE_STYLES = ((GREY, "solid"), (PURPLE, "dash"), (GREEN, "dot"), ("#a8842c", "dashdot"))
+BASELINE_STYLES = ((GREY, "solid"), (PURPLE, "dash"), (GREEN, "longdash"), ("#a8842c", "dashdot"))
 
 type Floats = NDArray[np.float64]
 type Ints = NDArray[np.int64]

@@ -150,7 +150,7 @@ def _figures(result: RunResult) -> Html:
         _comparison(
             {
                 "This run": own,
-                **{f"of it {part.name}": part for part in parts},
+                **{f"Part {part.name}": part for part in parts},
                 **{f"Baseline {base.name}": base for base in result.baselines},
             }
         ),
@@ -161,7 +161,22 @@ def _figures(result: RunResult) -> Html:
             " costs.",
             css="note",
         ),
+        details("What ran, with its parameters", _strategies(result)),
     )
+
+
+def _strategies(result: RunResult) -> Html:
+    """Return a table of strategies and baselines as the config names them."""
+    rows = [
+        [
+            role,
+            str(entry.get("path", "")).rpartition(":")[2],
+            ", ".join(f"{name} = {value}" for name, value in entry.get("params", {}).items()),
+        ]
+        for role, key in (("this run", "strategies"), ("baseline", "baselines"))
+        for entry in result.config.get(key, ())
+    ]
+    return table(("", "Strategy", "Parameters"), rows, text_columns=3)
 
 
 def _comparison(columns: dict[str, Performance]) -> Html:
