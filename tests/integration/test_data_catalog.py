@@ -162,6 +162,21 @@ def recording(path: Path) -> RecordingSource:
     return RecordingSource(instrument="BTCUSDT-PERP.BINANCE", path=str(path))
 
 
+def test_a_catalog_of_many_files_reads_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = recording(write_recording(tmp_path / "rec"))
+    whole = open_source(source, tmp_path, cache_dir=tmp_path / "whole").columns()
+    monkeypatch.setattr("qbtc.data.catalog.CHUNK_ROWS", 70)
+    dataset = open_source(source, tmp_path, cache_dir=tmp_path / "parts")
+    assert len(list((dataset.catalog_path / "data" / "order_book_deltas").rglob("*.parquet"))) > 9
+    columns = dataset.columns()
+    for name in ("ts", "kind", "side", "a", "b", "c", "d"):
+        assert np.array_equal(getattr(columns, name), getattr(whole, name))
+    replay(dataset, chunk_size=100, batch_deltas=True)
+    assert_seen(columns)
+
+
 @pytest.mark.parametrize(("chunk_size", "batch_deltas"), [(64, True), (None, True), (None, False)])
 def test_a_node_replays_what_columns_says(
     tmp_path: Path, chunk_size: int | None, batch_deltas: bool

@@ -69,6 +69,7 @@ def test_decimal_columns_are_read_too(tmp_path: Path) -> None:
         ({"open_time_ms": [START_MS] * 4}, "repeats at row 2"),
         ({"open_time_ms": [START_MS, START_MS + 120_000, START_MS + 60_000, 0]}, "back at row 3"),
         ({"open_time_ms": [START_MS + i * 1_000 for i in range(4)]}, "is the interval right"),
+        ({"open_time_ms": [START_MS + i * 900_000 for i in range(4)]}, "no two rows are 1m apart"),
         ({"high_c": [1, 1005, 1005, 1005]}, "row 1 is not a bar"),
         ({"low_c": [995, 995, 0, 995]}, "row 3 is not a bar"),
         ({"volume_e8": [1, 1, 1, -1]}, "row 4 is not a bar"),

@@ -1,5 +1,6 @@
 """A recording is read whole, its clock mended, its gaps and damage named; nothing is guessed."""
 
+import contextlib
 import gzip
 import json
 from collections.abc import Iterable
@@ -8,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from qbtc.data.recording import LINE_BYTES_MAX, read_recording
 from qbtc.data.rows import ADD, CLEAR, DELETE, F_LAST, F_SNAPSHOT, UPDATE, Parsed
@@ -190,6 +193,9 @@ def test_levels_in_the_file_are_all_accounted_for(tmp_path: Path) -> None:
         ({"e": "trade", "s": "BTCUSDT", "p": "1"}, "without its id"),
         ("1700000000009000000 {not json", "not a message"),
         ('x {"s":1}', "does not start with a receive time"),
+        (trade(2, E=2**70), "not a message"),
+        (trade(2**63), "not a message"),
+        (diff(11, 2**64), "not a message"),
         ("17 {}", "not in nanoseconds"),
         ("", "does not start with a receive time"),
     ],
@@ -208,6 +214,75 @@ def test_trades_outside_the_book_are_left_out_and_counted(tmp_path: Path) -> Non
     parsed = read(write(tmp_path, trade(1), trade(2, X="INSURANCE_FUND"), trade(3, X="NA", q="0")))
     assert parsed.counts()["trades"] == 1
     assert parsed.facts["ignored"] == {"trade outside the book (X is not MARKET)": 2}
+
+
+def test_other_streams_are_left_out_and_counted(tmp_path: Path) -> None:
+    top = {"lastUpdateId": 50, "bids": [["1", "1"]], "asks": [["2", "1"]]}
+    parsed = read(
+        write(
+            tmp_path,
+            snapshot(10),
+            {"stream": "btcusdt@depth20@100ms", "data": top},
+            {"stream": "!miniTicker@arr", "data": [{"e": "24hrMiniTicker", "s": "BTCUSDT"}]},
+            {"stream": "btcusdt@markPrice", "data": {"e": "markPriceUpdate", "s": "BTCUSDT"}},
+            {"stream": "btcusdt@depth@100ms", "data": diff(11, 12)},
+        )
+    )
+    assert parsed.facts["ignored"] == {
+        "!miniTicker@arr": 1,
+        "btcusdt@depth20@100ms": 1,
+        "markPriceUpdate": 1,
+    }
+    assert parsed.counts()["depth"] == 4
+    assert parsed.facts["gaps"]["sequence"]["total"] == 0
+
+
+def test_microsecond_streams_are_read(tmp_path: Path) -> None:
+    stamp = START_MS * 1000 + 7
+    parsed = read(write(tmp_path, trade(1, E=stamp, T=stamp)))
+    assert parsed.trades is not None
+    assert parsed.trades.ts_event.tolist() == [stamp * 1000]
+    assert parsed.facts["clock_offset_ns"] == 0
+
+
+def test_a_snapshot_without_symbol_among_several_symbols_is_refused(tmp_path: Path) -> None:
+    other = trade(1, s="ETHUSDT")
+    path = write(tmp_path, snapshot(10), diff(11, 12), quote(), other)
+    with pytest.raises(DataError, match="split it by symbol"):
+        read(path)
+    parsed = read(path, types=("quotes",))
+    assert parsed.counts()["quotes"] == 1
+    assert parsed.facts["ignored"] == {"other symbol": 1}
+
+
+def test_options_that_cannot_be_are_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, trade(1))
+    with pytest.raises(DataError, match="types is empty"):
+        read(path, types=())
+    with pytest.raises(DataError, match="not finite"):
+        read(path, clock_offset_ms=float("nan"))
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_no_line_can_do_more_than_be_damaged(tmp_path: Path, data: st.DataObject) -> None:
+    """Whatever a line says, it is a row, a named damage, or a ``DataError``."""
+    good = [quote(), trade(1), snapshot(10), diff(11, 12), trade(2)]
+    keys = st.sampled_from(["e", "E", "T", "s", "U", "u", "b", "a", "B", "A", "t", "p", "q", "m"])
+    value = st.one_of(
+        st.none(),
+        st.integers(-(2**70), 2**70),
+        st.floats(),
+        st.text(max_size=5),
+        st.sampled_from(["1e400", "-0", "NaN", "1", [["1", "2"]], [], {}, [[1, 2]], [["1"]]]),
+    )
+    at = data.draw(st.integers(0, len(good) - 1))
+    good[at] = good[at] | data.draw(st.dictionaries(keys, value, max_size=3))
+    path = write(tmp_path, *good, data.draw(st.text(max_size=20)).replace("\n", " ").strip() or "x")
+    with contextlib.suppress(DataError):
+        parsed = read(path, damaged_rows_max=10)
+        assert 0 <= parsed.facts["damaged"]["total"] <= 10
+        assert parsed.counts()["quotes"] <= 2
 
 
 def test_missing_trade_ids_are_listed(tmp_path: Path) -> None:

@@ -118,6 +118,8 @@ def make_bars(
                 f"{what}: row {int(close_rows[0]) + 2} is not a multiple of {interval} after the "
                 "one before; is the interval right?"
             )
+        if np.diff(opens).min() > step:
+            raise DataError(f"{what}: no two rows are {interval} apart; is the interval right?")
     prices = [numbers[name] for name in PRICES]
     decimals = max(price.decimals for price in prices)
     first, high, low, last = (price.at(decimals) for price in prices)

@@ -33,13 +33,15 @@ does. Nothing is dropped without a count in the manifest.
 """
 
 import gzip
+import math
+import re
 import zlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Annotated, Any, BinaryIO
 
 import msgspec
 import numpy as np
@@ -57,6 +59,7 @@ from qbtc.data.rows import (
     TS_MAX_NS,
     TS_MIN_NS,
     UPDATE,
+    US_STAMP_MIN,
     Bounded,
     Depth,
     Float64,
@@ -74,43 +77,53 @@ __all__ = ["read_recording"]
 RECORDING_BYTES_MAX = 4 * 1024**3
 """Uncompressed size; a longer recording belongs in several files."""
 LINE_BYTES_MAX = 4 * 1024**2
-FLUSH_ROWS = 1 << 18
+FLUSH_ROWS = 1 << 14
 
 OFFSET_QUANTILE = 0.001
 OFFSET_STEP_MS = 5
 
 MARKET = "MARKET"
+STAMP_MAX = TS_MAX_NS // 1_000
+"""The latest exchange time, in microseconds."""
+
+_PARTIAL = re.compile(r"@depth\d+(@|$)")
+"""Streams of the top levels only: no part of the book's chain of differences."""
+
+
+type _Id = Annotated[int, msgspec.Meta(ge=-1, le=2**62)]
+type _Stamp = Annotated[int, msgspec.Meta(ge=0, le=STAMP_MAX)]
+type _Levels = list[tuple[str, str]]
 
 
 class _Message(msgspec.Struct, gc=False):
     """Any message of the streams read here; fields by Binance's own names."""
 
     e: str = ""
-    E: int = 0
-    T: int = 0
+    E: _Stamp = 0
+    T: _Stamp = 0
     s: str = ""
-    U: int = -1
-    u: int = -1
-    pu: int = -1
-    b: str | list[tuple[str, str]] | None = None
-    a: str | int | list[tuple[str, str]] | None = None
+    U: _Id = -1
+    u: _Id = -1
+    pu: _Id = -1
+    b: str | _Levels | None = None
+    a: str | _Id | _Levels | None = None
     B: str = ""
     A: str = ""
-    t: int = -1
+    t: _Id = -1
     p: str = ""
     q: str = ""
     m: bool | None = None
     X: str = MARKET
-    lastUpdateId: int = -1
-    bids: list[tuple[str, str]] | None = None
-    asks: list[tuple[str, str]] | None = None
+    lastUpdateId: _Id = -1
+    bids: _Levels | None = None
+    asks: _Levels | None = None
 
 
 class _Line(_Message, gc=False):
     """A raw message, or the wrapper of a combined stream around one."""
 
     stream: str = ""
-    data: _Message | None = None
+    data: _Message | list[msgspec.Raw] | None = None
 
 
 @dataclass
@@ -191,6 +204,10 @@ def read_recording(
     DataError
         Missing, empty, too large, no row of the symbol, time going back, or too much damage.
     """
+    if not types:
+        raise DataError(f"{path}: types is empty; name quotes, trades or depth")
+    if clock_offset_ms is not None and not math.isfinite(clock_offset_ms):
+        raise DataError(f"{path}: clock offset {clock_offset_ms} ms is not finite")
     raw = _read_lines(path, symbol, perpetual)
     numbers = np.array(raw.line_numbers, dtype=np.int64)
     recv = np.array(raw.recv, dtype=np.int64)
@@ -246,6 +263,9 @@ def _read_lines(path: Path, symbol: str, perpetual: bool) -> _Raw:
                 f"{path}: receive time goes back at line {number}; sort the file by receive time"
             )
         previous = recv
+        if isinstance(envelope.data, list) or _PARTIAL.search(envelope.stream):
+            raw.ignored[envelope.stream] += 1
+            continue
         message = envelope.data or envelope
         if message.s and message.s != symbol:
             raw.symbols[message.s] += 1
@@ -266,7 +286,7 @@ def _read_lines(path: Path, symbol: str, perpetual: bool) -> _Raw:
         raise DataError(f"{path}: empty; record again")
     if raw.symbols:
         raw.ignored["other symbol"] = raw.symbols.total()
-        if not (raw.quotes.rows or raw.quotes.row_parts or raw.trades.rows or raw.depth.rows):
+        if not raw.recv:
             seen = ", ".join(sorted(raw.symbols)[:5])
             raise DataError(f"{path}: no {symbol} in it; it holds {seen}")
     return raw
@@ -275,7 +295,7 @@ def _read_lines(path: Path, symbol: str, perpetual: bool) -> _Raw:
 def _sort_message(raw: _Raw, message: _Message, recv: int) -> str:
     """Put one message into its table; returns what is wrong with it, if anything."""
     at = len(raw.recv)
-    event = (message.T or message.E) * NS_PER_MS
+    event = _event_ns(message.T or message.E)
     match message.e:
         case "bookTicker" | "":
             if message.lastUpdateId >= 0:
@@ -307,8 +327,13 @@ def _sort_message(raw: _Raw, message: _Message, recv: int) -> str:
             raw.ignored[other] += 1
             return ""
     if message.E:
-        raw.latency_ns.append(recv - message.E * NS_PER_MS)
+        raw.latency_ns.append(recv - _event_ns(message.E))
     return ""
+
+
+def _event_ns(stamp: int) -> int:
+    """Exchange time in nanoseconds; a stream may be asked for microseconds."""
+    return stamp * 1_000 if stamp > US_STAMP_MIN else stamp * NS_PER_MS
 
 
 def _sort_depth(
@@ -316,8 +341,8 @@ def _sort_depth(
     message: _Message,
     at: int,
     event: int,
-    bids: list[tuple[str, str]] | None,
-    asks: list[tuple[str, str]] | None,
+    bids: _Levels | None,
+    asks: _Levels | None,
 ) -> str:
     if bids is None or asks is None:
         return "a snapshot without bids or asks"
@@ -512,6 +537,11 @@ def _take_depth(
     parsed.source_counts["depth"] = int(n_levels.sum())
     if not len(rows):
         return
+    if raw.symbols and (rows[:, 5] == 1).any():
+        raise DataError(
+            "the recording holds several symbols and REST snapshots, which name none; "
+            "split it by symbol, or import quotes and trades only"
+        )
     first = np.r_[0, np.cumsum(n_levels)]
     good = _check_levels(raw, lines[rows[:, 0]], numbers, first)
     sync = _Synchroniser(rows, lines[rows[:, 0]], n_levels, good, gaps, raw, perpetual)

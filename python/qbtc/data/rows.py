@@ -31,6 +31,8 @@ LISTED_MAX = 100
 """Gaps and damaged rows listed one by one in a manifest; the totals are always exact."""
 
 NS_PER_MS = 1_000_000
+US_STAMP_MIN = 10**14
+"""Binance stamps beyond this are microseconds, others milliseconds (until the year 5138)."""
 TS_MIN_NS = 1_000_000_000 * 1_230_768_000  # 2009-01-01: no coin traded before
 TS_MAX_NS = 1_000_000_000 * 4_102_444_800  # 2100-01-01
 
@@ -214,7 +216,7 @@ def separate_ties(ts: Int64) -> Int64:
 
 def to_ns(stamps: Int64) -> Int64:
     """UNIX stamps (n,) in milliseconds or, beyond 10**14, microseconds, as nanoseconds."""
-    return np.where(stamps > 10**14, stamps * 1_000, stamps * NS_PER_MS)
+    return np.where(stamps > US_STAMP_MIN, stamps * 1_000, stamps * NS_PER_MS)
 
 
 def sha256_of(path: Path) -> str:
