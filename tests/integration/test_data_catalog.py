@@ -22,7 +22,6 @@ from nautilus_trader.model import (
     BookAction,
     BookType,
     InstrumentId,
-    NautilusDataType,
     OrderBookDeltas,
     OrderSide,
     Price,
@@ -39,7 +38,16 @@ from qbtc.config.data import (
     SyntheticSource,
 )
 from qbtc.core.columns import EventColumns
-from qbtc.data.catalog import MANIFEST, Dataset, _decimals, _floats, list_catalogs, open_source
+from qbtc.data.catalog import (
+    DATA_TYPES,
+    MANIFEST,
+    REPLAY_ORDER,
+    Dataset,
+    _decimals,
+    _floats,
+    list_catalogs,
+    open_source,
+)
 from qbtc.data.instruments import instrument_for, split_id
 from qbtc.data.rows import Numbers
 from qbtc.errors import DataError
@@ -79,7 +87,13 @@ class Watcher(DataActor):
             _SEEN.append((delta.ts_init, 2, side, float(order.price), size, 0.0, 0.0))
 
 
-def replay(dataset: Dataset, *, chunk_size: int | None, batch_deltas: bool) -> None:
+def replay(
+    dataset: Dataset,
+    *,
+    chunk_size: int | None,
+    batch_deltas: bool,
+    order: tuple[str, ...] = ("quotes", "trades", "depth"),
+) -> None:
     """Run the data set through a node; what the actor saw is left in ``_SEEN``."""
     _SEEN.clear()
     _WATCHED[:] = [dataset.instrument.id]
@@ -99,11 +113,7 @@ def replay(dataset: Dataset, *, chunk_size: int | None, batch_deltas: bool) -> N
             instrument_id=dataset.instrument.id,
             batch_deltas=batch_deltas,
         )
-        for kind in (
-            NautilusDataType.QuoteTick,
-            NautilusDataType.TradeTick,
-            NautilusDataType.OrderBookDelta,
-        )
+        for kind in (DATA_TYPES[name] for name in order)
     ]
     node = BacktestNode(
         [
@@ -245,6 +255,20 @@ def test_the_manifest_says_where_the_rows_came_from(tmp_path: Path) -> None:
     assert manifest["synthetic"] is False
     assert manifest["counts"] == dataset.counts
     assert str(tmp_path) not in json.dumps(manifest), "a manifest names no machine's folders"
+
+
+@pytest.mark.parametrize("chunk_size", [7, None])
+def test_ties_of_a_foreign_catalog_have_an_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk_size: int | None
+) -> None:
+    monkeypatch.setattr("qbtc.data.recording.separate_ties", lambda ts: ts)
+    source = recording(write_recording(tmp_path / "rec", 20))
+    dataset = open_source(source, tmp_path, cache_dir=tmp_path / "cache")
+    columns = dataset.columns()
+    assert len(np.unique(columns.ts)) < len(columns) / 3
+    order = tuple(name for name in REPLAY_ORDER if name != "bars")
+    replay(dataset, chunk_size=chunk_size, batch_deltas=True, order=order)
+    assert_seen(columns)
 
 
 def test_an_existing_catalog_is_a_source(tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ else reuses the old one. A catalog appears in one rename; ``manifest.json`` in i
 row came from and what is missing.
 
 Order at equal times: within a source no two messages share ``ts_init`` (``rows.separate_ties``;
-all levels of one book message do share it). Foreign catalogs may have ties between types;
-``columns`` then puts depth before trades before quotes.
+all levels of one book message do share it). Foreign catalogs may have ties between types; a node
+then takes them in the order of its data configs, and ``columns`` in ``REPLAY_ORDER``.
 """
 
 import hashlib
@@ -62,7 +62,15 @@ from qbtc.data.rows import (
 from qbtc.data.synthetic import make_synthetic
 from qbtc.errors import DataError
 
-__all__ = ["CACHE_DIR", "Dataset", "bar_type_of", "list_catalogs", "open_source"]
+__all__ = [
+    "CACHE_DIR",
+    "DATA_TYPES",
+    "REPLAY_ORDER",
+    "Dataset",
+    "bar_type_of",
+    "list_catalogs",
+    "open_source",
+]
 
 IMPORTER_VERSION = 1
 CACHE_DIR = Path(".qbtc") / "catalog"
@@ -81,13 +89,15 @@ _ACTIONS = pa.array(["CLEAR", "UPDATE", "DELETE", "ADD"])
 _SIDES = pa.array(["NO_ORDER_SIDE", "BUY", "SELL"])
 _AGGRESSORS = pa.array(["BUY", "SELL"])
 
-_TYPES = {
+DATA_TYPES = {
     "depth": NautilusDataType.OrderBookDelta,
     "trades": NautilusDataType.TradeTick,
     "quotes": NautilusDataType.QuoteTick,
     "bars": NautilusDataType.Bar,
 }
-"""In the order of ``columns`` at equal times."""
+"""Nautilus data type by name."""
+REPLAY_ORDER = ("depth", "trades", "quotes", "bars")
+"""Order at equal times, if a node is given its data configs in this order."""
 QUOTE, TRADE, DEPTH, DEPTH_CLEAR = 0, 1, 2, 3
 """Kinds of ``EventColumns``."""
 
@@ -127,14 +137,12 @@ class Dataset:
             The source holds bars only: features need quotes, trades or depth.
         """
         catalog = ParquetDataCatalog(str(self.catalog_path))
-        parts: list[dict[str, Any]] = []
-        for name, read in (
-            ("depth", _depth_part),
-            ("trades", _trade_part),
-            ("quotes", _quote_part),
-        ):
-            if name in self.types and self.counts[name]:
-                parts.append(read(_table(catalog, self.catalog_path, name, self.instrument_id)))
+        readers = {"depth": _depth_part, "trades": _trade_part, "quotes": _quote_part}
+        parts = [
+            readers[name](_table(catalog, self.catalog_path, name, self.instrument_id))
+            for name in REPLAY_ORDER
+            if name in readers and name in self.types and self.counts[name]
+        ]
         if not parts:
             raise DataError(
                 f"{self.instrument_id}: this source holds bars only; "
@@ -496,7 +504,7 @@ def _table(
     catalog: ParquetDataCatalog, path: Path, name: str, identifier: str
 ) -> tuple[pa.Table, int, int]:
     """All rows of one type, in time order, with the decimals of its prices and sizes."""
-    files = sorted(catalog.query_files(_TYPES[name], [identifier]))
+    files = sorted(catalog.query_files(DATA_TYPES[name], [identifier]))
     tables = [pq.read_table(_local(path, file), partitioning=None) for file in files]
     metadata = {key.decode(): value.decode() for key, value in tables[0].schema.metadata.items()}
     return (
@@ -606,9 +614,9 @@ def _open_catalog(source: CatalogSource, path: Path) -> Dataset:
     for name in source.types:
         identifiers = bar_types[:1] if name == "bars" else [source.instrument]
         for identifier in identifiers:
-            files = catalog.query_files(_TYPES[name], [identifier])
+            files = catalog.query_files(DATA_TYPES[name], [identifier])
             counts[name] += sum(pq.read_metadata(_local(path, file)).num_rows for file in files)
-            spans += catalog.get_intervals(_TYPES[name], identifier)
+            spans += catalog.get_intervals(DATA_TYPES[name], identifier)
     if not spans:
         raise DataError(
             f"{path}: no {' or '.join(source.types)} of {source.instrument} in this catalog"
