@@ -125,7 +125,7 @@ def record(
         latency=main.sampler.histograms(max(main.events, 1)),
         wall=wall,
         seed=plan.config.seed,
-        config=msgspec.to_builtins(plan.config),
+        config=msgspec.json.decode(msgspec.json.encode(plan.config)),
         config_sha256=config_sha256(plan.config),
         strategy_sha256=_strategy_hashes(plan),
         costs=costs,
@@ -256,7 +256,7 @@ def _model_results(plan: Plan) -> tuple[ModelResult, ...]:
             sha256=_file_sha256(model.path),
             kind=model.kind,
             train_end_ns=model.metadata.train_end_ns,
-            metadata=msgspec.to_builtins(model.metadata),
+            metadata=msgspec.json.decode(msgspec.json.encode(model.metadata)),
         )
         for entry, model in models.values()
     )
