@@ -5,9 +5,18 @@ from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
+import numpy as np
 import pytest
 
 from qbtc.config import RunConfig, convert
+from qbtc.core.features import FEATURE_NAMES, schema_sha256
+from qbtc.core.signal_model import (
+    N_FEATURES,
+    ModelMetadata,
+    fit_guard,
+    fit_preprocess,
+    save_model,
+)
 from qbtc.data.catalog import open_source
 from qbtc.trading.host import Outcome, execute
 from qbtc.trading.plan import make_plan
@@ -70,3 +79,34 @@ def strategy(folder: Path, body: str, name: str = "mine") -> dict[str, Any]:
     lines = dedent(body).strip("\n").splitlines()
     (folder / f"{name}.py").write_text(text + "\n".join(f"    {line}" for line in lines) + "\n")
     return {"path": f"{name}.py:Mine", "params": {"instrument": PERP}}
+
+
+def model(path: Path, *, train_end_ns: int = 0, instrument: str = PERP) -> Path:
+    """Save a logistic model with random weights."""
+    rng = np.random.default_rng(5)
+    rows = np.ascontiguousarray(rng.normal(size=(1000, N_FEATURES)), np.float32)
+    tensors = {
+        "temperature": np.ones(1),
+        **fit_preprocess(rows),
+        **fit_guard(rows),
+        "weight": rng.normal(0, 0.5, (N_FEATURES, 3)),
+        "bias": np.zeros(3),
+    }
+    metadata = ModelMetadata(
+        feature_names=FEATURE_NAMES,
+        feature_schema_sha256=schema_sha256(),
+        label_horizon_ns=1_000_000_000,
+        label_threshold_bp=0.25,
+        train_start_ns=0,
+        train_end_ns=train_end_ns,
+        val_logloss=1.0,
+        val_ece=0.0,
+        baseline_logloss={},
+        created="2026-01-01T00:00:00Z",
+        synthetic=True,
+        instrument=instrument,
+        seed=1,
+    )
+    floats = {name: np.float32(values) for name, values in tensors.items()}
+    save_model(path, kind="logistic", tensors=floats, metadata=metadata)
+    return path

@@ -17,7 +17,8 @@ there is no queue to track and that chance is the config's (default 0: only a ma
 the price fills).
 
 Data is streamed from the Parquet catalogs in chunks (``CHUNK_EVENTS``): measured no slower than
-loading everything, and memory stays bounded. One node runs per process at a time.
+loading everything, and memory stays bounded. Components start and stop in the order of the config
+(``sequence``), so equal configs trade equally. One node runs per process at a time.
 """
 
 import os
@@ -49,13 +50,15 @@ from qbtc.config import RunConfig, SignalConfig
 from qbtc.core.signal_model import SignalModel
 from qbtc.data.catalog import open_source
 from qbtc.errors import ConfigError, InputError, RunFailed
+from qbtc.trading.feeds import Feed, FeedKind, Feeds
 from qbtc.trading.ledger import Played, take_out
 from qbtc.trading.loader import LoadedStrategy
 from qbtc.trading.market import REPLAY_TYPES, Market, Opener, Progress, open_market
 from qbtc.trading.plan import Plan, baseline_names, make_plan
 from qbtc.trading.record import make_run_directory, record
 from qbtc.trading.result import RUN_SERIES, RunResult, WallTime
-from qbtc.trading.sampling import Pulse
+from qbtc.trading.sampling import DurationSampler, Pulse
+from qbtc.trading.sequence import in_sequence
 from qbtc.trading.signal_actor import LeadFeed, SignalActor, SignalSession, open_session
 from qbtc.trading.strategy import HostLinks, QbtcStrategy, SignalBoard
 from qbtc.trading.trap import ExceptionTrap
@@ -183,13 +186,17 @@ def _play(
     node = BacktestNode([_node_config(plan, market)])
     node.build()
     entries = tuple(zip(plan.config.signals, plan.models, strict=True)) if sessions else ()
-    board = SignalBoard(tuple(entry.instrument for entry, _ in entries))
-    links = HostLinks(board, _bar_types(market), trap.watch_handler)
+    signalled = tuple(entry.instrument for entry, _ in entries)
+    board = SignalBoard(signalled)
+    own_feeds = _feeds(market)
+    feeds = Feeds(own_feeds)
+    played.sampler = DurationSampler(own_feeds, board, signalled)
+    links = HostLinks(board, feeds, _bar_types(market), trap.watch_handler)
     components: list[Any] = []
     try:
         for entry, model in entries:
             assert sessions is not None
-            components += _signal_actors(entry, model, market, board, sessions)
+            components += _signal_actors(entry, model, market, board, feeds, sessions)
         played.signals = [item for item in components if isinstance(item, SignalActor)]
         with _interruptible() as interrupted:
 
@@ -203,7 +210,7 @@ def _play(
                 done = (ts - market.span_ns[0]) / max(market.span_ns[1] - market.span_ns[0], 1)
                 progress(f"running {name}", min(max(done, 0.0), 1.0))
 
-            components.append(Pulse(market.span_ns, beat))
+            components += [*own_feeds, Pulse(market.span_ns, beat)]
             for actor in components:
                 node.add_actor(_RUN, actor)
             for loaded, identity in zip(strategies, ids, strict=True):
@@ -212,9 +219,8 @@ def _play(
                 node.add_strategy(_RUN, strategy)
             for component in components:
                 trap.watch(component)
-                played.sampler.add(_label(component), component)
-            for entry, _ in entries:
-                played.sampler.add_board(board, entry.instrument)
+            feeds.rank(components)
+            in_sequence(components, market.span_ns[1], feeds.drop_all)
             built = time.perf_counter()
             played.build_s = built - began
             _run_node(node, trap, played, market)
@@ -357,6 +363,7 @@ def _signal_actors(
     model: SignalModel,
     market: Market,
     board: SignalBoard,
+    feeds: Feeds,
     sessions: SessionOpener,
 ) -> list[Any]:
     index = [item.instrument_id for item in market.sets].index(entry.instrument)
@@ -368,12 +375,24 @@ def _signal_actors(
         session=session,
         handlers=board.handlers(entry.instrument),
         silent_before_ns=silent,
-        with_depth="depth" in market.replays[index].counts,
+        feeds=feeds,
     )
     if entry.lead is None:
         return [actor]
     # The lead first: at equal times its quote is part of what the signal may know.
-    return [LeadFeed(instrument=entry.instrument, lead=entry.lead, session=session), actor]
+    lead = LeadFeed(instrument=entry.instrument, lead=entry.lead, session=session, feeds=feeds)
+    return [lead, actor]
+
+
+def _feeds(market: Market) -> list[Feed]:
+    """Make a feed for everything that is going to be replayed."""
+    feeds = []
+    for dataset, replay in zip(market.sets, market.replays, strict=True):
+        name = dataset.instrument_id
+        kinds: tuple[FeedKind, ...] = ("depth", "trades", "quotes")
+        feeds += [Feed(kind, name) for kind in kinds if kind in replay.counts]
+        feeds += [Feed("bars", bar_type) for bar_type in replay.bar_types]
+    return feeds
 
 
 def _make_strategy(loaded: LoadedStrategy, identity: str, links: HostLinks) -> QbtcStrategy[Any]:
@@ -393,14 +412,6 @@ def _bar_types(market: Market) -> dict[str, str]:
         for dataset, replay in zip(market.sets, market.replays, strict=True)
         if replay.bar_types
     }
-
-
-def _label(component: Any) -> str:
-    if isinstance(component, SignalActor):
-        return f"Signal-{component.instrument}"
-    if isinstance(component, QbtcStrategy):
-        return str(component.strategy_id)
-    return type(component).__name__
 
 
 @contextmanager

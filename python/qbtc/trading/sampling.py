@@ -1,73 +1,68 @@
 """How long callbacks take, sampled; and a pulse in event time.
 
-A sample must not slow what it measures. At every pulse the sampler shadows each watched callback
-by a timed one for the next ``CALLS_PER_PULSE`` calls, which then takes itself away again, so that
-between samples nothing is added to an event. Nautilus looks a callback up on the object at every
-event, so a shadow on the instance is seen at once. Durations include about 40 ns for the clock.
+A sample must not slow what it measures. At every pulse each listener is timed for the next
+``CALLS_PER_PULSE`` calls, and then called plainly again: between samples nothing is added to an
+event. Durations include about 40 ns for the clock, and a listener's own calls of others (a signal
+actor's include those of the strategies it signals to).
 """
 
 import time
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterable
 from typing import Any, Self
 
 import numpy as np
 from nautilus_trader.common import DataActor, DataActorConfig, TimeEvent
 from nautilus_trader.model import ActorId
 
+from qbtc.trading.feeds import CALLS_PER_PULSE, Feed
 from qbtc.trading.result import Histogram
-from qbtc.trading.strategy import QbtcStrategy, SignalBoard
+from qbtc.trading.strategy import SignalBoard, SignalHandler
 
-__all__ = ["CALLS_PER_PULSE", "PULSES", "DurationSampler", "Pulse"]
+__all__ = ["PULSES", "DurationSampler", "Pulse"]
 
 PULSES = 1000
 """Pulses per run: the resolution of the progress bar and of Ctrl-C."""
-CALLS_PER_PULSE = 8
-_CALLBACKS = ("on_quote", "on_trade", "on_book_deltas", "on_bar", "on_model_signal")
-
-type _Callback = Callable[..., object]
 
 
 class DurationSampler:
-    """Times of the callbacks of the components it was given."""
+    """Times of the callbacks of a node.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    feeds
+        Their listeners are timed.
+    board, instruments
+        So are the handlers of these instruments' signals.
+    """
+
+    def __init__(
+        self,
+        feeds: Iterable[Feed] = (),
+        board: SignalBoard | None = None,
+        instruments: Iterable[str] = (),
+    ) -> None:
+        self._feeds = tuple(feeds)
+        self._boards = (
+            [] if board is None else [(name, board.handlers(name)) for name in instruments]
+        )
         self._durations: dict[str, list[int]] = {}
-        self._shadows: list[Callable[[], None]] = []
-
-    def add(self, name: str, component: Any) -> None:
-        """Watch the callbacks that a component implements itself."""
-        for callback in _CALLBACKS:
-            own = callback in vars(component) or any(
-                callback in vars(cls)
-                for cls in type(component).__mro__
-                if cls is not QbtcStrategy and not cls.__module__.startswith("nautilus_trader")
-            )
-            if own and callback != "on_model_signal":
-                durations = self._durations.setdefault(f"{name}.{callback}", [])
-                self._shadows.append(_attribute_shadow(component, callback, durations))
-
-    def add_board(self, board: SignalBoard, instrument: str) -> None:
-        """Watch the strategies' ``on_model_signal``, called through the board."""
-        durations = self._durations.setdefault(f"{instrument}.on_model_signal", [])
-        handlers = board.handlers(instrument)
-
-        def shadow() -> None:
-            for index, handler in enumerate(handlers):
-                if not hasattr(handler, "__wrapped__"):
-                    restore = partial(handlers.__setitem__, index, handler)
-                    handlers[index] = _timed(handler, durations, restore)
-
-        self._shadows.append(shadow)
 
     def pulse(self) -> None:
-        """Time the next few calls of every watched callback."""
-        for shadow in self._shadows:
-            shadow()
+        """Time the next few calls."""
+        for feed in self._feeds:
+            feed.time_next_calls()
+        for name, handlers in self._boards:
+            durations = self._durations.setdefault(f"{name}.on_model_signal", [])
+            for index, handler in enumerate(handlers):
+                if not hasattr(handler, "__wrapped__"):
+                    handlers[index] = _timed(handler, durations, handlers, index)
 
     def histograms(self, events: int) -> dict[str, Histogram]:
         """Sum up what was sampled in a run of so many events."""
-        return {name: _histogram(ns, events) for name, ns in self._durations.items() if ns}
+        durations = dict(self._durations)
+        for feed in self._feeds:
+            durations |= feed.durations
+        return {name: _histogram(ns, events) for name, ns in sorted(durations.items()) if ns}
 
 
 class Pulse(DataActor):
@@ -99,40 +94,22 @@ class Pulse(DataActor):
         self._beat(event.ts_event)
 
 
-def _attribute_shadow(component: Any, name: str, durations: list[int]) -> Callable[[], None]:
-    own = vars(component)
-
-    def shadow() -> None:
-        before = own.get(name)
-        if hasattr(before, "__wrapped__"):
-            return
-        target = getattr(component, name)
-
-        def restore() -> None:
-            if before is None:
-                own.pop(name, None)
-            else:
-                own[name] = before
-
-        own[name] = _timed(target, durations, restore)
-
-    return shadow
-
-
-def _timed(target: _Callback, durations: list[int], restore: Callable[[], None]) -> Any:
+def _timed(
+    handler: SignalHandler, durations: list[int], handlers: list[SignalHandler], index: int
+) -> Any:
     left = CALLS_PER_PULSE
     clock = time.perf_counter_ns
 
-    def timed(*args: object) -> None:
+    def timed(signal: Any, quote: Any) -> None:
         nonlocal left
         begin = clock()
-        target(*args)
+        handler(signal, quote)
         durations.append(clock() - begin)
         left -= 1
         if left <= 0:
-            restore()
+            handlers[index] = handler
 
-    timed.__wrapped__ = target  # type: ignore[attr-defined]
+    timed.__wrapped__ = handler  # type: ignore[attr-defined]
     return timed
 
 

@@ -16,19 +16,13 @@ from typing import Any, Protocol, Self
 import numpy as np
 import pyarrow as pa
 from nautilus_trader.common import DataActor, DataActorConfig
-from nautilus_trader.model import (
-    ActorId,
-    BookType,
-    InstrumentId,
-    OrderBookDeltas,
-    QuoteTick,
-    TradeTick,
-)
+from nautilus_trader.model import ActorId, OrderBookDeltas, QuoteTick, TradeTick
 from numpy.typing import NDArray
 
 from qbtc.core.signal_model import SignalModel
 from qbtc.errors import RunFailed
 from qbtc.messages import Signal
+from qbtc.trading.feeds import Feeds
 from qbtc.trading.result import SIGNALS
 from qbtc.trading.strategy import SignalHandler
 
@@ -119,8 +113,8 @@ class SignalActor(DataActor):
         Called with every signal and its quote, in this order; a live list.
     silent_before_ns
         Publish nothing before this event time (end of the model's training span).
-    with_depth
-        Hear book changes.
+    feeds
+        Where market data comes from.
     """
 
     def __new__(cls, *, instrument: str, **_: object) -> Self:
@@ -135,14 +129,13 @@ class SignalActor(DataActor):
         session: SignalSession,
         handlers: list[SignalHandler],
         silent_before_ns: int | None,
-        with_depth: bool,
+        feeds: Feeds,
     ) -> None:
         self.instrument = instrument
         self.log_of_signals = SignalLog(instrument)
         self.not_warm = 0
         self.skipped_in_sample = 0
-        self._with_depth = with_depth
-        # Nautilus looks callbacks up on the object, so these serve as its methods.
+        self._feeds = feeds
         vars(self).update(
             on_quote=self._quote_callback(session, handlers, silent_before_ns or 0),
             on_trade=self._trade_callback(session),
@@ -156,12 +149,11 @@ class SignalActor(DataActor):
         return logged.count + len(logged.signals) + self.not_warm + self.skipped_in_sample
 
     def on_start(self) -> None:
-        """Subscribe."""
-        instrument_id = InstrumentId.from_str(self.instrument)
-        self.subscribe_quotes(instrument_id)
-        self.subscribe_trades(instrument_id)
-        if self._with_depth:
-            self.subscribe_book_deltas(instrument_id, BookType.L2_MBP)
+        """Listen to what the data has of the instrument."""
+        label = f"Signal-{self.instrument}"
+        self._feeds.listen("quotes", self.instrument, self, label, self.on_quote)
+        self._feeds.listen("trades", self.instrument, self, label, self.on_trade)
+        self._feeds.listen("depth", self.instrument, self, label, self.on_book_deltas)
 
     def _quote_callback(
         self, session: SignalSession, handlers: list[SignalHandler], silent_before: int
@@ -212,13 +204,14 @@ class SignalActor(DataActor):
 class LeadFeed(DataActor):
     """Gives another instrument's quotes to a session."""
 
-    def __new__(cls, *, instrument: str, lead: str, session: SignalSession) -> Self:
+    def __new__(cls, *, instrument: str, lead: str, session: SignalSession, feeds: Feeds) -> Self:
         """Hand Nautilus its own config; it takes the id here, not in ``__init__``."""
         config = DataActorConfig(actor_id=ActorId(f"Lead-{lead}-{instrument}"), log_events=False)
         return super().__new__(cls, config)  # type: ignore[call-arg]
 
-    def __init__(self, *, instrument: str, lead: str, session: SignalSession) -> None:
+    def __init__(self, *, instrument: str, lead: str, session: SignalSession, feeds: Feeds) -> None:
         self._lead = lead
+        self._feeds = feeds
         core = session.on_lead_quote
 
         def on_quote(quote: QuoteTick) -> None:
@@ -230,8 +223,8 @@ class LeadFeed(DataActor):
         vars(self)["on_quote"] = on_quote
 
     def on_start(self) -> None:
-        """Subscribe."""
-        self.subscribe_quotes(InstrumentId.from_str(self._lead))
+        """Listen to the lead's quotes."""
+        self._feeds.listen("quotes", self._lead, self, f"Lead-{self._lead}", self.on_quote)
 
 
 def _rejected(error: ValueError, event: object) -> RunFailed:

@@ -22,11 +22,20 @@ from types import MappingProxyType
 from typing import Any, Self
 
 import msgspec
-from nautilus_trader.model import BarType, InstrumentId, OmsType, QuoteTick, StrategyId
+from nautilus_trader.model import (
+    BarType,
+    BookType,
+    ClientId,
+    InstrumentId,
+    OmsType,
+    QuoteTick,
+    StrategyId,
+)
 from nautilus_trader.trading import Strategy, StrategyConfig
 
 from qbtc.errors import ConfigError
 from qbtc.messages import Signal
+from qbtc.trading.feeds import FeedKind, Feeds, Handler
 
 __all__ = ["HostLinks", "QbtcStrategy", "SignalBoard", "SignalHandler", "StrategyParams"]
 
@@ -75,6 +84,8 @@ class HostLinks:
     """What the host lends to a strategy."""
 
     board: SignalBoard = field(default_factory=SignalBoard)
+    feeds: Feeds = field(default_factory=Feeds)
+    """Who hears which data, in what order."""
     bar_types: Mapping[str, str] = MappingProxyType({})
     """Bars in the run's data, by instrument."""
     watch_handler: Callable[[Callable[..., object]], None] = lambda handler: None
@@ -114,7 +125,7 @@ class QbtcStrategy[Params: StrategyParams](Strategy):
         links: HostLinks | None = None,
     ) -> None:
         self.params = params
-        self._links = links or HostLinks()
+        self.__links = links or HostLinks()
 
     def subscribe_model_signals(self, instrument_id: InstrumentId) -> None:
         """Ask for ``on_model_signal`` at every signal of an instrument.
@@ -124,21 +135,99 @@ class QbtcStrategy[Params: StrategyParams](Strategy):
         ConfigError
             The run has no ``[[signals]]`` entry for the instrument.
         """
-        self._links.board.listen(str(instrument_id), self.on_model_signal)
+        self.__links.board.listen(str(instrument_id), self.on_model_signal)
 
     def on_model_signal(self, signal: Signal, quote: QuoteTick) -> None:
         """Receive a signal, before ``on_quote`` of the quote it was computed at."""
+
+    def subscribe_quotes(
+        self,
+        instrument_id: InstrumentId,
+        client_id: ClientId | None = None,
+        params: dict[str, Any] | None = None,
+    ) -> None:
+        """Ask for ``on_quote``; strategies hear a quote in the order of the config."""
+        if not self.__listen("quotes", instrument_id, self.on_quote):
+            super().subscribe_quotes(instrument_id, client_id, params)
+
+    def unsubscribe_quotes(
+        self,
+        instrument_id: InstrumentId,
+        client_id: ClientId | None = None,
+        params: dict[str, Any] | None = None,
+    ) -> None:
+        """Hear no more quotes."""
+        if not self.__links.feeds.drop("quotes", str(instrument_id), self):
+            super().unsubscribe_quotes(instrument_id, client_id, params)
+
+    def subscribe_trades(
+        self,
+        instrument_id: InstrumentId,
+        client_id: ClientId | None = None,
+        params: dict[str, Any] | None = None,
+    ) -> None:
+        """Ask for ``on_trade``."""
+        if not self.__listen("trades", instrument_id, self.on_trade):
+            super().subscribe_trades(instrument_id, client_id, params)
+
+    def unsubscribe_trades(
+        self,
+        instrument_id: InstrumentId,
+        client_id: ClientId | None = None,
+        params: dict[str, Any] | None = None,
+    ) -> None:
+        """Hear no more trades."""
+        if not self.__links.feeds.drop("trades", str(instrument_id), self):
+            super().unsubscribe_trades(instrument_id, client_id, params)
+
+    def subscribe_book_deltas(
+        self,
+        instrument_id: InstrumentId,
+        book_type: BookType = BookType.L2_MBP,
+        depth: int | None = None,
+        client_id: ClientId | None = None,
+        managed: bool = False,
+        params: dict[str, Any] | None = None,
+    ) -> None:
+        """Ask for ``on_book_deltas``; ``managed`` also keeps a book in the cache."""
+        if managed or not self.__listen("depth", instrument_id, self.on_book_deltas):
+            super().subscribe_book_deltas(
+                instrument_id, book_type, depth, client_id, managed, params
+            )
+
+    def subscribe_bars(
+        self,
+        bar_type: BarType,
+        client_id: ClientId | None = None,
+        params: dict[str, Any] | None = None,
+    ) -> None:
+        """Ask for ``on_bar``."""
+        if not self.__listen("bars", bar_type, self.on_bar):
+            super().subscribe_bars(bar_type, client_id, params)
+
+    def unsubscribe_bars(
+        self,
+        bar_type: BarType,
+        client_id: ClientId | None = None,
+        params: dict[str, Any] | None = None,
+    ) -> None:
+        """Hear no more bars."""
+        if not self.__links.feeds.drop("bars", str(bar_type), self):
+            super().unsubscribe_bars(bar_type, client_id, params)
+
+    def __listen(self, kind: FeedKind, key: object, handler: Handler) -> bool:
+        return self.__links.feeds.listen(kind, str(key), self, str(self.strategy_id), handler)
 
     def subscribe_topic(
         self, topic: str, handler: Callable[[object], None], priority: int = 0
     ) -> None:
         """Hear every ``publish_message`` on a topic; patterns like ``orders.*`` are understood."""
-        self._links.watch_handler(handler)
+        self.__links.watch_handler(handler)
         super().subscribe_topic(topic, handler, priority)
 
     def bar_type_for(self, instrument_id: InstrumentId) -> BarType | None:
         """Return the type of the bars that the run replays for an instrument, if any."""
-        name = self._links.bar_types.get(str(instrument_id))
+        name = self.__links.bar_types.get(str(instrument_id))
         return None if name is None else BarType.from_str(name)
 
     def instrument_or_fail(self, instrument_id: InstrumentId) -> Any:
