@@ -117,12 +117,17 @@ def judge(outcomes: dict[str, Outcome], *, synthetic: bool) -> str:
         for name, outcome in outcomes.items()
         if name != "prior" and outcome.test.log_loss >= outcomes["prior"].test.log_loss
     ]
-    words.append(
-        f"No better than the prior: {', '.join(above)}." if above else "All are below the prior."
-    )
+    words.append(f"No better than the prior: {', '.join(above)}." if above else "")
+    below = [name for name in outcomes if name not in (*above, "prior")]
+    clear = [name for name in below if outcomes[name].against["prior"].high < 0]
+    if below:
+        words.append(
+            f"Below the prior: {', '.join(below)}; the interval excludes 0 for "
+            f"{', '.join(clear) or 'none of them'}."
+        )
     if synthetic:
         words.append("The data is synthetic: nothing here says anything about a real market.")
-    return " ".join(words)
+    return " ".join(filter(None, words))
 
 
 def revision() -> str:

@@ -83,38 +83,45 @@ def _print_outcomes(console: Console, trained: "Trained") -> None:
     card = next(iter(trained.cards.values()))
     rows = card.slices["test"].rows
     kind = "SYNTHETIC" if card.synthetic else "real"
-    table = Table(
-        title=f"{card.instrument} ({kind} data): {rows:,} test rows, losses in nats",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        title_justify="left",
+    title = f"{card.instrument} ({kind} data): {rows:,} test rows, losses in nats"
+    losses = _table(title, "valid.", "test", "all fits", "acc.", "AUC", "ECE", "s")
+    gaps = _table(
+        "test loss less a rival's, 95 % interval over blocks of time", "vs logistic", "vs prior"
     )
-    for i, head in enumerate(
-        ("model", "fits", "valid.", "test", "all fits", "acc.", "AUC", "ECE", "vs logistic 95 %",
-         "vs prior 95 %", "s")
-    ):  # fmt: skip
-        table.add_column(head, justify="right" if i else "left", no_wrap=True)
     for outcome in sorted(card.outcomes.values(), key=lambda outcome: outcome.test.log_loss):
-        own = outcome.name
-        table.add_row(
+        own, test = outcome.name, outcome.test
+        losses.add_row(
             own,
-            str(outcome.fits),
             f"{outcome.validation.log_loss:.4f}",
-            f"{outcome.test.log_loss:.4f}",
+            f"{test.log_loss:.4f}",
             seeds_text(outcome),
-            f"{outcome.test.accuracy:.3f}",
-            f"{outcome.test.auc:.3f}",
-            f"{outcome.test.ece:.3f}",
-            "—" if own == "logistic" else interval_text(outcome.against["logistic"]),
-            "—" if own == "prior" else interval_text(outcome.against["prior"]),
+            f"{test.accuracy:.3f}",
+            f"{test.auc:.3f}",
+            f"{test.ece:.3f}",
             f"{outcome.seconds:.1f}",
         )
-    console.print(table)
+        gaps.add_row(
+            own,
+            *(
+                "—" if own == rival else interval_text(outcome.against[rival])
+                for rival in ("logistic", "prior")
+            ),
+        )
+    console.print(losses)
+    console.print(gaps)
     console.print(card.verdict, highlight=False)
     if not card.lightgbm:
         console.print("LightGBM did not run: pip install 'qbtc\\[baselines]'", highlight=False)
     for path in trained.files.values():
         console.print(f"{path} (card: {path.with_suffix('.html').name})", soft_wrap=True)
+
+
+def _table(title: str, *figures: str) -> Table:
+    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left")
+    table.add_column("model", no_wrap=True)
+    for name in figures:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
 
 
 def _summary(trained: "Trained") -> dict[str, object]:

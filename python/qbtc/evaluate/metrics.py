@@ -27,7 +27,7 @@ type Classes = npt.NDArray[np.uint8]
 
 P_MIN = 1e-9
 ECE_BINS = 15
-TEMPERATURE_RANGE = (0.2, 5.0)
+TEMPERATURE_RANGE = (0.1, 20.0)
 RESAMPLES = 2000
 
 
@@ -120,7 +120,7 @@ def apply_temperature(p: Probabilities, temperature: float) -> Doubles:
 
 
 def fit_temperature(p: Probabilities, y: Classes) -> float:
-    """Temperature within [0.2, 5] of the least log-loss, by golden section on its logarithm.
+    """Temperature within [0.1, 20] of the least log-loss, by golden section on its logarithm.
 
     The loss is convex in the inverse temperature (Guo et al. 2017, arXiv 1706.04599), so there is
     one minimum to find.

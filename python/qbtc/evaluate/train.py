@@ -429,7 +429,11 @@ def _judge_all(
     outcomes: dict[str, Outcome] = {}
     test_losses: dict[str, npt.NDArray[np.float64]] = {}
     for name, entrant in entrants.items():
-        temperatures = [_temperature(entrant, p, split.calibration) for p in entrant.predictors]
+        calibration = split.calibration
+        # The prior too: its class frequencies may be of another regime, like any model's.
+        temperatures = [
+            fit_temperature(predict(calibration.x), calibration.y) for predict in entrant.predictors
+        ]
         p_test = [
             apply_temperature(predict(split.test.x), t)
             for predict, t in zip(entrant.predictors, temperatures, strict=True)
@@ -475,11 +479,6 @@ def _judge_all(
     lead = test_losses[winner] - test_losses[second]
     outcomes[winner].against[second] = block_bootstrap(lead, split.test.ts, block_ns, rng)
     return outcomes
-
-
-def _temperature(entrant: _Entrant, predict: Predict, rows: LabelledRows) -> float:
-    """Fit the temperature; the prior has nothing to soften and keeps the training frequencies."""
-    return 1.0 if entrant.kind == "prior" else fit_temperature(predict(rows.x), rows.y)
 
 
 # ----------------------------------------------------------------------------- files
