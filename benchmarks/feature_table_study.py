@@ -2,9 +2,9 @@
 
 ``python benchmarks/feature_table_study.py`` computes a pool of candidate features in plain Python
 from the two USD-M recordings (BTC and ETH, the spot market as lead), fits a logistic regression and
-LightGBM on earlier rows and prints the log-loss on later ones. The last 30 % of each recording
-(calibration and test of the training configs) is never looked at: folds roll forward inside the
-first 70 %, each separated from its training rows by the label's horizon.
+LightGBM on earlier rows and prints the log-loss on later ones. The last 20 % of each recording, the
+test of the training configs, is never looked at: folds roll forward inside the first 70 % of the
+rows after the warm-up, each separated from its training rows by the label's horizon.
 
 What the data cannot say: a recording lasts 343 s, so nothing longer than a 30 s time scale warms up
 (the 300 s return and volatility of the first candidate list), and it carries no funding rate, no
@@ -17,15 +17,11 @@ Takes about a minute on one core, ten with ``--steps``; needs scipy and lightgbm
 """
 
 import argparse
-import gzip
-import json
 import math
 import os
-import sys
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import lightgbm
 import numpy as np
@@ -33,6 +29,11 @@ import numpy.typing as npt
 from rich.console import Console
 from rich.table import Table
 from scipy.optimize import minimize
+
+from qbtc.config.data import EventType, RecordingSource
+from qbtc.config.load import REAL_DATA_DEFAULT
+from qbtc.core.columns import EventColumns, EventKind
+from qbtc.data.catalog import open_source
 
 Array = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.int64]
@@ -47,7 +48,7 @@ WARM_UP_S = 60.0
 EVERY = 4  # rows are every fourth quote
 THRESHOLD_BP = 0.25
 FOLDS = ((0.35, 0.45), (0.45, 0.575), (0.575, 0.70))  # validation spans, fractions of the time
-TICKS = {"btcusdt": 0.1, "ethusdt": 0.01}
+SYMBOLS = ("btcusdt", "ethusdt")
 
 L2 = (0.01, 0.03, 0.1)  # each table gets its best
 
@@ -72,23 +73,6 @@ CHOSEN = [
     "trades_rate_10s", "bid_queue", "ask_queue",
 ]  # fmt: skip
 TABLES = {"first list (20 of 26 carried)": SEEDS, "second list": QUANTUM, "chosen": CHOSEN}
-
-
-def read(path: Path) -> Iterator[tuple[float, str, dict[str, Any]]]:
-    """Yield (receive second, kind, payload) from a raw recording."""
-    with gzip.open(path, "rt") as lines:
-        for line in lines:
-            stamp, _, text = line.partition(" ")
-            payload = json.loads(text)
-            payload = payload.get("data", payload)
-            kind = payload.get("e") or ("bookTicker" if "B" in payload else "snapshot")
-            yield int(stamp) * 1e-9, kind, payload
-
-
-def lead_mids(path: Path) -> tuple[Array, Array]:
-    """Return times and mids of the lead venue's quotes."""
-    rows = [(t, (float(p["b"]) + float(p["a"])) / 2) for t, k, p in read(path) if k == "bookTicker"]
-    return np.array([r[0] for r in rows]), np.array([r[1] for r in rows])
 
 
 class Pool:
@@ -126,11 +110,9 @@ class Pool:
             self.add("lead_return", (mid / self.lead - 1) * 1e4)
         self.lead = mid
 
-    def on_depth(self, bids: list[list[str]], asks: list[list[str]]) -> None:
-        """Take level changes as Binance writes them."""
-        for levels, changes in zip(self.book, (bids, asks), strict=True):
-            for price, size in changes:
-                levels[round(float(price) / self.tick)] = float(size)
+    def on_depth(self, side: int, price: float, size: float) -> None:
+        """Set the size of one level."""
+        self.book[side][round(price / self.tick)] = size
 
     def on_trade(self, price: float, size: float, sign: float) -> None:
         """Take a trade, ``sign`` +1 for buys."""
@@ -256,33 +238,49 @@ class Pool:
 Recording = tuple[list[str], Array, Array, Array]
 
 
-def pool(path: Path, lead_path: Path, tick: float) -> Recording:
+def pool(columns: EventColumns) -> Recording:
     """Names, X (rows, candidates), times and mids of the sampled quotes of one recording."""
-    lead_t, lead_m = lead_mids(lead_path)
-    state, lead_i, quotes = Pool(tick), 0, 0
+    state, quotes = Pool(columns.price_increment), 0
     rows: list[dict[str, float]] = []
     times, mids = [], []
-    for t, kind, p in read(path):
+    seconds = (columns.ts - columns.ts[0]) * 1e-9 + 1.0
+    arrays = (columns.kind, columns.side, columns.a, columns.b, columns.c, columns.d)
+    for t, kind, side, a, b, c, d in zip(
+        seconds.tolist(), *(array.tolist() for array in arrays), strict=True
+    ):
+        if kind == EventKind.DEPTH:
+            state.on_depth(side, a, b)
+            continue
         dt = state.age(t)
-        while lead_i < len(lead_t) and lead_t[lead_i] <= t:
-            state.on_lead(float(lead_m[lead_i]))
-            lead_i += 1
-        if kind == "depthUpdate":
-            state.on_depth(p["b"], p["a"])
-        elif kind == "snapshot":
-            state.on_depth(p["bids"], p["asks"])
-        elif kind == "trade":
-            state.on_trade(float(p["p"]), float(p["q"]), -1.0 if p["m"] else 1.0)
-        elif kind == "bookTicker":
-            bid, ask = round(float(p["b"]) / tick), round(float(p["a"]) / tick)
-            state.on_quote(dt, bid, float(p["B"]), ask, float(p["A"]))
+        if kind == EventKind.LEAD_QUOTE:
+            state.on_lead((a + c) / 2)
+        elif kind == EventKind.TRADE:
+            state.on_trade(a, b, 1.0 - 2.0 * side)
+        elif kind == EventKind.QUOTE:
+            bid, ask = round(a / state.tick), round(c / state.tick)
+            state.on_quote(dt, bid, b, ask, d)
             quotes += 1
             if quotes % EVERY == 0 and t - state.start >= WARM_UP_S:
                 rows.append(state.row())
                 times.append(t)
-                mids.append((bid + ask) / 2 * tick)
+                mids.append((bid + ask) / 2 * state.tick)
     x = np.array([list(row.values()) for row in rows])
     return list(rows[0]), x, np.array(times), np.array(mids)
+
+
+def recording(data: Path, symbol: str) -> EventColumns:
+    """Events of a perpetual, with the quotes of its spot market as the lead's."""
+
+    def columns(file: str, suffix: str, types: tuple[EventType, ...]) -> EventColumns:
+        source = RecordingSource(
+            path=f"l2/{file}_{symbol}_20240808.gz",
+            instrument=f"{symbol.upper()}{suffix}.BINANCE",
+            types=types,
+        )
+        return open_source(source, data).columns()
+
+    perpetual = columns("usdm", "-PERP", ("quotes", "trades", "depth"))
+    return perpetual.with_lead(columns("spot", "", ("quotes",)))
 
 
 def labels(times: Array, mids: Array, horizon_s: float) -> Labels:
@@ -406,17 +404,12 @@ def steps(study: Study, base: list[str]) -> Iterator[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Compare candidate feature tables.")
-    default = Path(os.environ.get("QBTC_REAL_DATA", "../shared/data"))
+    default = Path(os.environ.get("QBTC_REAL_DATA", REAL_DATA_DEFAULT))
     parser.add_argument("--data", type=Path, default=default, help="folder with l2/*.gz")
     parser.add_argument("--steps", action="store_true", help="also leave one out and add one")
     options = parser.parse_args()
     console = Console()
-    recordings = []
-    for symbol, tick in TICKS.items():
-        path = options.data / "l2" / f"usdm_{symbol}_20240808.gz"
-        if not path.exists():
-            sys.exit(f"{path} does not exist; set QBTC_REAL_DATA or --data")
-        recordings.append(pool(path, path.with_name(f"spot_{symbol}_20240808.gz"), tick))
+    recordings = [pool(recording(options.data, symbol)) for symbol in SYMBOLS]
     for horizon_s in (0.5, 1.0, 5.0):
         study = Study(recordings, horizon_s)
         console.print(compare(study, horizon_s))

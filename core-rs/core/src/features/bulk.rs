@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use super::{Aggressor, FeatureConfig, FeatureEngine, PADDED, Side, Snapshot};
 use crate::{Error, Result};
 
-/// Rows handed over at a time: 64 kB of rows and as much of snapshots stay in the cache.
+/// Rows handed over at a time: 40 kB of rows and 80 kB of snapshots stay in the cache.
 pub const CHUNK_ROWS: usize = 256;
 /// Chunks in flight between the two threads.
 const CHUNKS_IN_FLIGHT: usize = 4;

@@ -107,7 +107,7 @@ pub struct FeatureEngine {
 }
 
 impl FeatureEngine {
-    /// Allocates everything the engine will ever need.
+    /// Allocates everything the engine will ever need: 1 MB for the depth rings.
     ///
     /// # Errors
     /// [`Error::Input`] unless both increments are finite and positive.
