@@ -16,8 +16,8 @@ from rundirs import INSTRUMENT, MadeUp, make_run
 from qbtc.cli import cli
 from qbtc.errors import DataError
 from qbtc.trading.report import write_report
-from qbtc.trading.result import RunResult
-from qbtc.trading.rundir import read_run
+from qbtc.trading.result import RunResult, write_result
+from qbtc.trading.rundir import after_training, read_run
 from qbtc.trading.summary import print_summary
 from qbtc.trading.toml_text import to_toml
 from qbtc.trading.wording import money
@@ -147,6 +147,34 @@ def test_in_sample_signals_are_left_out_or_marked(tmp_path: Path) -> None:
     text = write_report(tmp_path).read_text(encoding="utf-8")
     assert "<b>IN-SAMPLE</b>" in text
     assert "prove nothing" in text
+
+
+def test_a_model_that_kept_silent_is_compared_from_where_it_spoke(tmp_path: Path) -> None:
+    made = make_run(tmp_path, MadeUp())
+    half = (made.span_ns[0] + made.span_ns[1]) // 2
+    late = msgspec.structs.replace(
+        made.signals[0], skipped_in_sample=2_000, out_of_sample_ns=(half, made.span_ns[1])
+    )
+    write_result(msgspec.structs.replace(made, signals=(late,)), tmp_path)
+    run = read_run(tmp_path)
+    figures = after_training(run)
+    assert figures is not None
+    curve = run.equity.split("series")["buy_and_hold"]
+    before = curve["equity"][curve["ts"] <= half][-1]
+    assert figures["buy_and_hold"] == curve["equity"][-1] - before
+    assert figures["flat"] == 0.0
+    text = write_report(tmp_path).read_text(encoding="utf-8")
+    assert "of it after the training span" in text
+    shown = money(figures["run"], sign=True)
+    assert "After the model's training span it did" in text.replace("&#x27;", "'")
+    assert "span it did" in summary(tmp_path)
+    assert f">{shown}<" in text
+
+
+def test_a_model_that_spoke_throughout_is_compared_in_whole(tmp_path: Path) -> None:
+    make_run(tmp_path, MadeUp(rows=200, fills=5))
+    assert after_training(read_run(tmp_path)) is None
+    assert "It did no better than" in summary(tmp_path)
 
 
 def test_the_page_can_be_made_again_elsewhere(tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ ROWS_MAX = 2_000_000
 """More signals than this are judged at every k-th one."""
 ROWS_MIN = 50
 BINS = 10
+"""Half as many where blocks of time are few."""
 
 type Floats = NDArray[np.float64]
 type Ints = NDArray[np.int64]
@@ -106,7 +107,8 @@ def reliability(signals: Columns, horizon_s: float) -> Reliability | None:
     if int(moved.sum()) < ROWS_MIN * BINS:
         return None
     up, said, block = rows.returns[moved] > 0, rows.p_up_given_move()[moved], rows.block[moved]
-    edges = np.unique(np.quantile(said, np.linspace(0, 1, BINS + 1)))
+    bins_max = BINS if len(np.unique(block)) >= 2 * BLOCKS_MIN else BINS // 2
+    edges = np.unique(np.quantile(said, np.linspace(0, 1, bins_max + 1)))
     if len(edges) < 3:
         return None
     place = np.clip(np.searchsorted(edges, said, side="right") - 1, 0, len(edges) - 2)

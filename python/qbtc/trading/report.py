@@ -23,7 +23,7 @@ from qbtc.pages import (
 from qbtc.trading import charts, quality
 from qbtc.trading.costs import CostLine, cost_lines
 from qbtc.trading.result import DataSetResult, Performance, RunResult, SignalResult
-from qbtc.trading.rundir import Columns, RunDirectory, read_run
+from qbtc.trading.rundir import Columns, RunDirectory, after_training, read_run
 from qbtc.trading.toml_text import to_toml
 from qbtc.trading.wording import (
     basis_points,
@@ -42,6 +42,11 @@ from qbtc.trading.wording import (
 __all__ = ["REPORT_NAME", "write_report"]
 
 REPORT_NAME = "report.html"
+_LATE = (
+    " The model kept silent over its training span while the baselines traded on: compare them by"
+    " the row “after the training span”, in which positions open at its end count from their mark"
+    " there."
+)
 
 
 def write_report(folder: Path) -> Path:
@@ -67,8 +72,8 @@ def render(run: RunDirectory) -> str:
     result = run.result
     parts = [
         _banners(result),
-        _header(result),
-        _figures(result),
+        _header(run),
+        _figures(run),
         _equity(run),
         _prices(run),
         _signals(run),
@@ -101,7 +106,8 @@ def _banners(result: RunResult) -> Html:
     return Html("".join(parts))
 
 
-def _header(result: RunResult) -> Html:
+def _header(run: RunDirectory) -> Html:
+    result = run.result
     label = data_label(result)
     badges = [
         element("span", f"{label} data", css="badge" if label == "REAL" else "badge warn"),
@@ -112,7 +118,7 @@ def _header(result: RunResult) -> Html:
         "header",
         *badges,
         element("h1", result.name),
-        element("p", f"{outcome(result)} {standing(result)}", css="verdict"),
+        element("p", f"{outcome(result)} {standing(result, after_training(run))}", css="verdict"),
         element("p", method(result), " ", sample(result)),
         element(
             "p",
@@ -123,7 +129,8 @@ def _header(result: RunResult) -> Html:
     )
 
 
-def _figures(result: RunResult) -> Html:
+def _figures(run: RunDirectory) -> Html:
+    result, late = run.result, after_training(run)
     own, unit = result.performance, result.currency
     tiles = (
         ("P&L before costs", money(own.pnl_before_costs, sign=True), unit),
@@ -152,13 +159,14 @@ def _figures(result: RunResult) -> Html:
                 "This run": own,
                 **{f"Part {part.name}": part for part in parts},
                 **{f"Baseline {base.name}": base for base in result.baselines},
-            }
+            },
+            late,
         ),
         element(
             "p",
             f"Money in {unit}; the account began with {money(result.start_balance)}. Open positions"
             " are marked to the last mid. Each baseline ran alone on the same data, venue and"
-            " costs.",
+            " costs." + ("" if late is None else _LATE),
             css="note",
         ),
         details("What ran, with its parameters", _strategies(result)),
@@ -179,8 +187,11 @@ def _strategies(result: RunResult) -> Html:
     return table(("", "Strategy", "Parameters"), rows, text_columns=3)
 
 
-def _comparison(columns: dict[str, Performance]) -> Html:
-    """Return a table with one column per run, part of it or baseline."""
+def _comparison(columns: dict[str, Performance], late: dict[str, float] | None) -> Html:
+    """Return a table with one column per run, part of it or baseline.
+
+    ``late`` is P&L after the training span by name, a row of its own where there is one.
+    """
     lines: dict[str, Callable[[Performance], str]] = {
         "P&L before costs": lambda it: money(it.pnl_before_costs, sign=True),
         "Fees": lambda it: money(it.fees),
@@ -197,6 +208,10 @@ def _comparison(columns: dict[str, Performance]) -> Html:
     if any(column.status != "complete" for column in columns.values()):
         lines["Status"] = lambda it: it.status
     rows = [[name, *map(show, columns.values())] for name, show in lines.items()]
+    if late is not None:
+        known = (late.get(column.name) for column in columns.values())
+        shown = ("—" if value is None else money(value, sign=True) for value in known)
+        rows.insert(3, ["· of it after the training span", *shown])
     return table(("", *columns), rows, strong=2)
 
 

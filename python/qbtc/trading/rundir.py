@@ -25,7 +25,7 @@ from qbtc.trading.result import (
     read_result,
 )
 
-__all__ = ["Columns", "RunDirectory", "read_run"]
+__all__ = ["Columns", "RunDirectory", "after_training", "read_run"]
 
 type Column = NDArray[Any]
 
@@ -90,6 +90,24 @@ def read_run(folder: Path) -> RunDirectory:
         prices=_read_table(folder / "prices.parquet", PRICES),
         signals=_read_table(folder / "signals.parquet", SIGNALS),
     )
+
+
+def after_training(run: RunDirectory) -> dict[str, float] | None:
+    """P&L after costs from the first out-of-sample signal on, by series of ``equity``.
+
+    A run whose model kept silent over its training span traded for a part of the time only, while
+    its baselines traded all along: only this part compares like with like. A position open at that
+    moment counts from its mark there. None where no quote was skipped, or nothing came after.
+    """
+    signals = run.result.signals
+    starts = [item.out_of_sample_ns[0] for item in signals if item.out_of_sample_ns is not None]
+    if not starts or not any(item.skipped_in_sample for item in signals) or not run.equity.rows:
+        return None
+    figures = {}
+    for name, curve in run.equity.split("series").items():
+        at = int(np.searchsorted(curve["ts"], min(starts), side="right")) - 1
+        figures[name] = float(curve["equity"][-1] - curve["equity"][max(at, 0)])
+    return figures
 
 
 def _read_table(path: Path, schema: pa.Schema) -> Columns:

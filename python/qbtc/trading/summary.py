@@ -13,7 +13,7 @@ from rich.text import Text
 
 from qbtc.trading.quality import by_horizon, horizons_for
 from qbtc.trading.result import Performance, RunResult
-from qbtc.trading.rundir import RunDirectory, read_run
+from qbtc.trading.rundir import RunDirectory, after_training, read_run
 from qbtc.trading.wording import (
     count,
     data_label,
@@ -41,7 +41,7 @@ def print_summary(folder: Path, console: Console | None = None) -> None:
     console = console or Console(stderr=True, highlight=False)
     run = read_run(folder)
     result = run.result
-    console.print(_headline(result))
+    console.print(_headline(run))
     console.print(_data(result))
     console.print(_performance(result))
     signals = _signals(run)
@@ -51,12 +51,13 @@ def print_summary(folder: Path, console: Console | None = None) -> None:
     console.print(Text(f"report {folder / 'report.html'}", style="bold"), soft_wrap=True)
 
 
-def _headline(result: RunResult) -> Panel:
+def _headline(run: RunDirectory) -> Panel:
+    result = run.result
     label = data_label(result)
     body = Text()
     if result.status != "complete":
         body.append(f"{result.status.upper()}: {result.error or 'stopped early'}\n", "bold red")
-    body.append(f"{outcome(result)} {standing(result)}\n", "bold")
+    body.append(f"{outcome(result)} {standing(result, after_training(run))}\n", "bold")
     body.append(f"{method(result)} {sample(result)}")
     return Panel(
         body,

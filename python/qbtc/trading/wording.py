@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime
 
-from qbtc.trading.result import Performance, RunResult
+from qbtc.trading.result import RUN_SERIES, RunResult
 
 __all__ = [
     "basis_points",
@@ -122,22 +122,31 @@ def outcome(result: RunResult) -> str:
     )
 
 
-def standing(result: RunResult) -> str:
-    """Say how the run stands beside its baselines."""
-    done = [base for base in result.baselines if base.status == "complete"]
-    if not done:
+def standing(result: RunResult, late: dict[str, float] | None = None) -> str:
+    """Say how the run stands beside its baselines.
+
+    ``late`` is P&L after the model's training span (``after_training``), where it kept silent
+    before: only that is compared then.
+    """
+    names = [base.name for base in result.baselines if base.status == "complete"]
+    if not names:
         return "No baseline ran beside it." if not result.baselines else "No baseline finished."
+    figures = {base.name: base.pnl_after_costs for base in result.baselines}
     own = result.performance.pnl_after_costs
-    beaten = [base for base in done if own > base.pnl_after_costs]
-    figures = ", ".join(f"{base.name} {_signed(base)}" for base in done)
-    if len(beaten) == len(done):
-        verdict = "It ended above every baseline"
-    elif not beaten:
-        equal = all(own == base.pnl_after_costs for base in done)
-        verdict = "It ended level with its baselines" if equal else "It ended above no baseline"
+    when, self = "It did", ""
+    if late is not None:
+        figures, own = late, late[RUN_SERIES]
+        when, self = "After the model's training span it did", f"{money(own, sign=True)} beside "
+    beaten = sum(own > figures[name] for name in names)
+    level = all(own == figures[name] for name in names)
+    if beaten == len(names):
+        verdict = "better than every baseline"
+    elif beaten:
+        verdict = f"better than {beaten} of {len(names)} baselines"
     else:
-        verdict = f"It ended above {len(beaten)} of {len(done)} baselines"
-    return f"{verdict} ({figures}; {result.currency} after costs)."
+        verdict = "like its baselines" if level else "no better than any baseline"
+    listed = ", ".join(f"{name} {money(figures[name], sign=True)}" for name in names)
+    return f"{when} {verdict} ({self}{listed}; {result.currency} after costs)."
 
 
 def sample(result: RunResult) -> str:
@@ -163,7 +172,3 @@ def sample(result: RunResult) -> str:
     else:
         parts.append("One past span; it does not say what comes next.")
     return " ".join(parts)
-
-
-def _signed(performance: Performance) -> str:
-    return money(performance.pnl_after_costs, sign=True)
