@@ -44,7 +44,7 @@ $(TOOLS)/rust.stamp: $(TOOLS)/uv.stamp
 	@command -v cargo >/dev/null 2>&1 || { \
 	  echo "setup: no cargo found; fetching a Rust toolchain into $(TOOLS)/rust" >&2; \
 	  uv tool run --from puccinialin==$(PUCCINIALIN_VERSION) puccinialize --location $(TOOLS)/rust >$(TOOLS)/rust.log 2>&1 \
-	  || { echo "setup: install Rust 1.88 or newer (https://rustup.rs), then run make again; details: $(TOOLS)/rust.log" >&2; exit 1; }; }
+	  || { echo "setup: install Rust 1.89 or newer (https://rustup.rs), then run make again; details: $(TOOLS)/rust.log" >&2; exit 1; }; }
 	@touch $@
 
 $(TOOLS)/built.stamp: $(TOOLS)/packages.stamp $(TOOLS)/rust.stamp pyproject.toml README.md $(RUST_SOURCES)

@@ -22,7 +22,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> SignalModel:
 
 @pytest.fixture(scope="module")
 def columns() -> EventColumns:
-    events = _core.simulate_market(seed=3, duration_s=60.0, start_ns=START)
+    events = _core.simulate_market(seed=3, duration_s=80.0, start_ns=START)
     events.pop("latent")
     return EventColumns(
         **events,

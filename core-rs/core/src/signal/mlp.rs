@@ -10,6 +10,8 @@ use crate::{Error, Result};
 #[repr(C, align(64))]
 pub struct Lane(pub [f32; 16]);
 
+/// Rows of the first layer: the features, padded with zeros to a multiple of 4.
+pub const FIRST_INPUTS: usize = N_FEATURES.next_multiple_of(4);
 /// Lanes that hold the widest hidden layer.
 pub const LANES_MAX: usize = HIDDEN_MAX / 16;
 /// A hidden layer on the stack.
@@ -21,7 +23,7 @@ pub struct Mlp {
     pub pre: Preprocess,
     pub hidden: usize,
     pub lanes: usize,
-    /// (26, lanes) then the bias (lanes)
+    /// (28, lanes): two rows of zeros
     pub w1: Vec<Lane>,
     pub b1: Hidden,
     /// (16 lanes, lanes): rows of padded inputs are zero
@@ -31,7 +33,6 @@ pub struct Mlp {
     pub w3: Vec<Lane>,
     pub b3: PerClass,
     pub inv_temperature: f32,
-    #[expect(dead_code, reason = "read by the vector kernels")]
     pub isa: Isa,
 }
 
@@ -43,6 +44,15 @@ pub struct Tensors<'a> {
     pub b2: &'a [f32],
     pub w3: &'a [f32],
     pub b3: &'a [f32],
+}
+
+/// The lanes as one run of floats.
+#[expect(unsafe_code, reason = "an array of arrays of floats is an array of floats")]
+#[inline(always)]
+pub fn as_floats(lanes: &[Lane]) -> &[f32] {
+    const { assert!(size_of::<Lane>() == 16 * size_of::<f32>()) }
+    // SAFETY: a `Lane` is `repr(C)` with sixteen floats and, by the assertion, nothing else.
+    unsafe { std::slice::from_raw_parts(lanes.as_ptr().cast(), 16 * lanes.len()) }
 }
 
 /// (rows, columns) row major to (rows, lanes), zeros after the columns.
@@ -79,6 +89,8 @@ impl Mlp {
             return Err(Error::model("w2", "so large that a logit could overflow"));
         }
         let lanes = hidden.div_ceil(16);
+        let mut w1 = by_lanes(t.w1, hidden, lanes);
+        w1.resize(FIRST_INPUTS * lanes, Lane::default());
         let mut w2 = by_lanes(t.w2, hidden, lanes);
         w2.resize(16 * lanes * lanes, Lane::default());
         let transposed: Vec<f32> =
@@ -87,7 +99,7 @@ impl Mlp {
             pre,
             hidden,
             lanes,
-            w1: by_lanes(t.w1, hidden, lanes),
+            w1,
             b1: hidden_row(t.b1, lanes),
             w2,
             b2: hidden_row(t.b2, lanes),

@@ -144,8 +144,8 @@ fn predictor(pre: Preprocess, weights: &Weights, t: f32, isa: Isa) -> Result<Box
         Weights::Mps { bond, a, w, l, r, b, perm } => {
             let tensors = mps::Tensors { a, w, l, r, b, perm };
             match bond {
-                8 => Box::new(Mps::<8, 32>::new(pre, &tensors, t, isa)?),
-                16 => Box::new(Mps::<16, 64>::new(pre, &tensors, t, isa)?),
+                8 => Box::new(Mps::<8>::new(pre, &tensors, t, isa)?),
+                16 => Box::new(Mps::<16>::new(pre, &tensors, t, isa)?),
                 _ => unreachable!("Invariant: the file's bond was checked to be 8 or 16"),
             }
         }

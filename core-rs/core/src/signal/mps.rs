@@ -1,55 +1,86 @@
-//! `mps`: the matrix-product-state classifier, pair-blocked.
+//! `mps`: the matrix-product-state classifier, contracted in blocks.
 //!
-//! Two neighbouring sites with inputs u1, u2 multiply a row vector by
+//! *Pairs.* Two neighbouring sites with inputs u1, u2 multiply a row vector by
 //! `(B0 + u1 B1)(B0' + u2 B1') = M00 + u1 M10 + u2 M01 + u1 u2 M11`, where `B0 = I + A[k,0]` and
-//! `B1 = A[k,1]`. The four products are formed once, at load, in f64. Flops and bytes stay the
-//! same (d = 2), the chain of dependent steps is halved: 7 from the left beside 6 from the right.
-//! Size: 13 pairs of 4 X^2 f32 = 13 KiB at bond 8, 52 KiB at bond 16.
+//! `B1 = A[k,1]`. The four products are formed once, at load, in f64. The sum over the four does
+//! not depend on the vector, so it is off the critical path: one step is one vector-matrix product.
+//!
+//! *Ends.* The six sites next to each end meet a constant vector, so their product is a
+//! multilinear polynomial with 2^6 constant vectors as coefficients; Horner evaluates it in six
+//! dependent steps. What remains in series is 4 pairs from the left beside 3 from the right.
+//!
+//! Size: 2 * 64 X + 7 * 4 X^2 + 3 X^2 f32 = 12 KiB at bond 8, 39 KiB at bond 16: both fit a
+//! first-level cache of 48 KiB, which plain pairs at bond 16 (55 KiB) do not.
 
 use super::file::LOGIT_BOUND_MAX;
 use super::preprocess::Preprocess;
-use super::{Isa, Kind, LEFT_SITES, N_CLASSES, N_FEATURES, PerClass, Predictor, Row, kernels};
+use super::{
+    Isa, Kind, LEFT_SITES, N_CLASSES, N_FEATURES, PADDED, PerClass, Predictor, Row, kernels,
+};
 use crate::{Error, Result};
 
-/// Fused pairs: 7 on the left, then 6 on the right, each chain from its end to the centre.
-pub const PAIRS: usize = N_FEATURES / 2;
+/// Sites of each end that are evaluated as one polynomial.
+pub const END_SITES: usize = 6;
+/// Its coefficients.
+pub const END_TERMS: usize = 1 << END_SITES;
 /// Pairs of the left chain.
-pub const LEFT_PAIRS: usize = LEFT_SITES / 2;
+pub const LEFT_PAIRS: usize = (LEFT_SITES - END_SITES) / 2;
+/// Pairs of the right chain.
+pub const RIGHT_PAIRS: usize = (N_FEATURES - LEFT_SITES - END_SITES) / 2;
+/// An X by X matrix, row major.
+type Matrix<const X: usize> = [[f32; X]; X];
 
-/// What one inference reads. `X` = bond, `Y` = 4 X.
+/// What one inference reads; `X` = bond. Every array is a whole number of cache lines.
 #[derive(Clone, Debug)]
 #[repr(C, align(64))]
-pub struct Hot<const X: usize, const Y: usize> {
-    /// (13, X, 4X): row a of a pair is `[M00[a] | M10[a] | M01[a] | M11[a]]`.
-    pub pairs: [[[f32; Y]; X]; PAIRS],
-    /// (X, 4X): row a is `[W_0[a] | W_1[a] | W_2[a] | 0]`.
-    pub head: [[f32; Y]; X],
-    pub left: [f32; X],
-    pub right: [f32; X],
+pub struct Hot<const X: usize> {
+    /// (2, 64, X) left and right: coefficient t belongs to the product of the inputs of those
+    /// sites j (counted from the end) whose bit j is set in t.
+    pub ends: [[[f32; X]; END_TERMS]; 2],
+    /// (7, 4, X, X) `M00, M10, M01, M11`: first the left chain, then the right one.
+    pub pairs: [[Matrix<X>; 4]; LEFT_PAIRS + RIGHT_PAIRS],
+    /// (3, X, X)
+    pub head: [Matrix<X>; N_CLASSES],
     pub pre: Preprocess,
     pub bias: PerClass,
     pub inv_temperature: f32,
-    /// (13, 2) features read by the first and second site of each pair.
-    pub reads: [[u8; 2]; PAIRS],
+    /// (2, 6) features read by the ends.
+    pub end_reads: [[u8; END_SITES]; 2],
+    /// (7, 2) features read by the first and second site of each pair.
+    pub pair_reads: [[u8; 2]; LEFT_PAIRS + RIGHT_PAIRS],
+}
+
+impl<const X: usize> Hot<X> {
+    /// Inputs of one end's sites.
+    #[inline(always)]
+    pub fn end_inputs(&self, end: usize, u: &Row) -> [f32; END_SITES] {
+        self.end_reads[end].map(|feature| u[feature as usize % PADDED])
+    }
+
+    /// Inputs of a pair's sites.
+    #[inline(always)]
+    pub fn pair_inputs(&self, pair: usize, u: &Row) -> [f32; 2] {
+        self.pair_reads[pair].map(|feature| u[feature as usize % PADDED])
+    }
 }
 
 /// What `explain` reads beside it.
 #[derive(Clone, Debug)]
 struct Sites<const X: usize> {
+    left: [f32; X],
+    right: [f32; X],
     /// (26, X, X) `I + A[k,0]`, in contraction order: 14 left sites, then 12 right sites.
-    constant: [[[f32; X]; X]; N_FEATURES],
+    constant: [Matrix<X>; N_FEATURES],
     /// (26, X, X) `A[k,1]`.
-    linear: [[[f32; X]; X]; N_FEATURES],
-    /// (3, X, X)
-    head: [[[f32; X]; X]; N_CLASSES],
+    linear: [Matrix<X>; N_FEATURES],
     /// (26) feature read by each.
     reads: [u8; N_FEATURES],
 }
 
 /// Weights of one model.
 #[derive(Clone, Debug)]
-pub struct Mps<const X: usize, const Y: usize> {
-    hot: Box<Hot<X, Y>>,
+pub struct Mps<const X: usize> {
+    hot: Box<Hot<X>>,
     sites: Box<Sites<X>>,
     isa: Isa,
 }
@@ -69,44 +100,43 @@ fn contraction_order() -> [usize; N_FEATURES] {
     std::array::from_fn(|i| if i < LEFT_SITES { i } else { N_FEATURES - 1 - (i - LEFT_SITES) })
 }
 
-impl<const X: usize, const Y: usize> Mps<X, Y> {
+impl<const X: usize> Mps<X> {
     /// Lays out the file's tensors.
     pub fn new(pre: Preprocess, t: &Tensors, temperature: f32, isa: Isa) -> Result<Self> {
-        assert!(Y == 4 * X, "Invariant: a row holds four matrices");
         let sites = Box::new(Sites::new(t));
-        let bound = sites.logit_bound(t) / f64::from(temperature);
-        if bound > LOGIT_BOUND_MAX {
+        if sites.logit_bound(t) / f64::from(temperature) > LOGIT_BOUND_MAX {
             return Err(Error::model("A", "so large that a logit could overflow"));
         }
+        let first_pair = |p: usize| {
+            if p < LEFT_PAIRS { END_SITES + 2 * p } else { 2 * END_SITES + 2 * p }
+        };
+        let reads = |s: usize| sites.reads[s];
         let mut hot = Box::new(Hot {
-            pairs: [[[0.0; Y]; X]; PAIRS],
-            head: [[0.0; Y]; X],
-            left: std::array::from_fn(|a| t.l[a]),
-            right: std::array::from_fn(|a| t.r[a]),
+            ends: [sites.end(&sites.left, 0), sites.end(&sites.right, LEFT_SITES)],
+            pairs: [[[[0.0; X]; X]; 4]; LEFT_PAIRS + RIGHT_PAIRS],
+            head: std::array::from_fn(|c| matrix(t.w, c)),
             pre,
             bias: [t.b[0], t.b[1], t.b[2]],
             inv_temperature: 1.0 / temperature,
-            reads: std::array::from_fn(|p| [sites.reads[2 * p], sites.reads[2 * p + 1]]),
+            end_reads: [0, LEFT_SITES].map(|from| std::array::from_fn(|j| reads(from + j))),
+            pair_reads: std::array::from_fn(|p| [0, 1].map(|j| reads(first_pair(p) + j))),
         });
-        for p in 0..PAIRS {
-            sites.fuse(2 * p, &mut hot.pairs[p]);
-        }
-        for a in 0..X {
-            for c in 0..N_CLASSES {
-                hot.head[a][c * X..(c + 1) * X].copy_from_slice(&sites.head[c][a]);
-            }
+        for (p, pair) in hot.pairs.iter_mut().enumerate() {
+            *pair = sites.fuse(first_pair(p));
         }
         Ok(Self { hot, sites, isa })
     }
 }
 
+/// Matrix number `at` of a row-major tensor.
+fn matrix<const X: usize>(values: &[f32], at: usize) -> Matrix<X> {
+    std::array::from_fn(|a| std::array::from_fn(|b| values[(at * X + a) * X + b]))
+}
+
 impl<const X: usize> Sites<X> {
     fn new(t: &Tensors) -> Self {
         let order = contraction_order();
-        let matrix = |values: &[f32], at: usize| -> [[f32; X]; X] {
-            std::array::from_fn(|a| std::array::from_fn(|b| values[(at * X + a) * X + b]))
-        };
-        let mut constant = order.map(|k| matrix(t.a, 2 * k));
+        let mut constant: [Matrix<X>; N_FEATURES] = order.map(|k| matrix(t.a, 2 * k));
         for site in &mut constant {
             for (a, row) in site.iter_mut().enumerate() {
                 row[a] += 1.0;
@@ -115,25 +145,35 @@ impl<const X: usize> Sites<X> {
         Self {
             constant,
             linear: order.map(|k| matrix(t.a, 2 * k + 1)),
-            head: std::array::from_fn(|c| matrix(t.w, c)),
+            left: std::array::from_fn(|a| t.l[a]),
+            right: std::array::from_fn(|a| t.r[a]),
             reads: order.map(|k| t.perm[k]),
         }
     }
 
     /// The four products of sites `s` and `s + 1`, summed in f64.
-    fn fuse<const Y: usize>(&self, s: usize, out: &mut [[f32; Y]; X]) {
+    fn fuse(&self, s: usize) -> [Matrix<X>; 4] {
         let first = [&self.constant[s], &self.linear[s]];
         let second = [&self.constant[s + 1], &self.linear[s + 1]];
-        for (block, (i, j)) in [(0, 0), (1, 0), (0, 1), (1, 1)].into_iter().enumerate() {
-            for a in 0..X {
-                for b in 0..X {
-                    let sum: f64 = (0..X)
-                        .map(|m| f64::from(first[i][a][m]) * f64::from(second[j][m][b]))
-                        .sum();
-                    out[a][block * X + b] = sum as f32;
-                }
+        let product = |i: usize, j: usize, a: usize, b: usize| -> f64 {
+            (0..X).map(|m| f64::from(first[i][a][m]) * f64::from(second[j][m][b])).sum()
+        };
+        [(0, 0), (1, 0), (0, 1), (1, 1)].map(|(i, j)| {
+            std::array::from_fn(|a| std::array::from_fn(|b| product(i, j, a, b) as f32))
+        })
+    }
+
+    /// Coefficient vectors of the six sites from `first` on, applied to `start`, in f64.
+    fn end(&self, start: &[f32; X], first: usize) -> [[f32; X]; END_TERMS] {
+        std::array::from_fn(|term| {
+            let mut v = start.map(f64::from);
+            for j in 0..END_SITES {
+                let chosen = term >> j & 1 == 1;
+                let site = if chosen { &self.linear[first + j] } else { &self.constant[first + j] };
+                v = std::array::from_fn(|b| (0..X).map(|a| v[a] * f64::from(site[a][b])).sum());
             }
-        }
+            v.map(|x| x as f32)
+        })
     }
 
     /// No |logit| is larger, for |u| <= 1: products of 1-norms and row-sum norms.
@@ -148,7 +188,7 @@ impl<const X: usize> Sites<X> {
     }
 }
 
-impl<const X: usize, const Y: usize> Mps<X, Y> {
+impl<const X: usize> Mps<X> {
     /// Row vector times `matrix`.
     #[inline(always)]
     fn times(v: &[f32; X], matrix: &[[f32; X]; X]) -> [f32; X] {
@@ -215,9 +255,9 @@ impl<const X: usize, const Y: usize> Mps<X, Y> {
         let u = self.hot.pre.squash(x);
         let mut linear = [[0.0; X]; N_FEATURES];
         let (on_left, on_right) = linear.split_at_mut(LEFT_SITES);
-        let l = self.sweep(&self.hot.left, 0..LEFT_SITES, &u, on_left);
-        let r = self.sweep(&self.hot.right, LEFT_SITES..N_FEATURES, &u, on_right);
-        let head = &self.sites.head;
+        let l = self.sweep(&self.sites.left, 0..LEFT_SITES, &u, on_left);
+        let r = self.sweep(&self.sites.right, LEFT_SITES..N_FEATURES, &u, on_right);
+        let head = &self.hot.head;
         let mut out = [[0.0; N_CLASSES]; N_FEATURES];
         let g_left = std::array::from_fn(|c| head[c].each_ref().map(|row| dot(row, &r)));
         self.ablate(0..LEFT_SITES, g_left, &u, &linear, &mut out);
@@ -243,7 +283,7 @@ fn dot<const X: usize>(a: &[f32; X], b: &[f32; X]) -> f32 {
     product[0]
 }
 
-impl Predictor for Mps<8, 32> {
+impl Predictor for Mps<8> {
     fn kind(&self) -> Kind {
         Kind::Mps { bond: 8 }
     }
@@ -261,7 +301,7 @@ impl Predictor for Mps<8, 32> {
     }
 }
 
-impl Predictor for Mps<16, 64> {
+impl Predictor for Mps<16> {
     fn kind(&self) -> Kind {
         Kind::Mps { bond: 16 }
     }

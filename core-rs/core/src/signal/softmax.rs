@@ -15,26 +15,36 @@ pub fn multiply_add<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
     if FMA { a.mul_add(b, c) } else { a * b + c }
 }
 
+/// The larger one; plain `maxss`, which the standard's rule for NaN is not. There is none here.
+#[inline(always)]
+fn larger(a: f32, b: f32) -> f32 {
+    if a > b { a } else { b }
+}
+
 /// `exp(x)` for `x <= 0`, relative error below 2e-7 (Cephes `expf`: reduction to
 /// |r| <= ln2 / 2 with a two-part ln 2, then a degree-6 polynomial).
 #[inline(always)]
 pub fn exp_negative<const FMA: bool>(x: f32) -> f32 {
-    let x = if x > EXPONENT_MIN { x } else { EXPONENT_MIN };
-    let n = multiply_add::<FMA>(x, std::f32::consts::LOG2_E, ROUND) - ROUND;
+    let x = larger(x, EXPONENT_MIN);
+    let shifted = multiply_add::<FMA>(x, std::f32::consts::LOG2_E, ROUND);
+    let n = shifted - ROUND;
     let r = multiply_add::<FMA>(n, -LN2_HIGH, x);
     let r = multiply_add::<FMA>(n, -LN2_LOW, r);
-    let mut p = 1.987_569_1e-4;
-    for coefficient in [1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
-        p = multiply_add::<FMA>(p, r, coefficient);
-    }
-    let p = multiply_add::<FMA>(p, r * r, r) + 1.0;
-    p * f32::from_bits(((n as i32 + 127) as u32) << 23)
+    // Estrin's scheme: three dependent steps instead of Horner's six.
+    let r2 = r * r;
+    let p0 = multiply_add::<FMA>(1.666_666_5e-1, r, 0.5);
+    let p2 = multiply_add::<FMA>(8.333_452e-3, r, 4.166_579_6e-2);
+    let p4 = multiply_add::<FMA>(1.987_569_1e-4, r, 1.398_2e-3);
+    let p = multiply_add::<FMA>(multiply_add::<FMA>(p4, r2, p2), r2, p0);
+    let p = multiply_add::<FMA>(p, r2, r + 1.0);
+    // The low bits of `shifted` are n in two's complement; the shift drops the others.
+    p * f32::from_bits(shifted.to_bits().wrapping_add(127) << 23)
 }
 
 /// `softmax(z * inv_temperature)`.
 #[inline(always)]
 pub fn softmax<const FMA: bool>(z: PerClass, inv_temperature: f32) -> PerClass {
-    let top = z[0].max(z[1]).max(z[2]);
+    let top = larger(larger(z[0], z[1]), z[2]);
     let e = z.map(|z| exp_negative::<FMA>((z - top) * inv_temperature));
     let inv = 1.0 / (e[0] + e[1] + e[2]);
     e.map(|e| e * inv)

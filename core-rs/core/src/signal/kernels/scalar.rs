@@ -3,46 +3,78 @@
 use super::Output;
 use crate::signal::logistic::Logistic;
 use crate::signal::mlp::Mlp;
-use crate::signal::mps::{Hot, LEFT_PAIRS, PAIRS};
+use crate::signal::mps::{END_SITES, END_TERMS, Hot, LEFT_PAIRS, RIGHT_PAIRS};
 use crate::signal::softmax::softmax;
 use crate::signal::{N_CLASSES, PADDED, Row};
 
-/// Row vector times one fused pair (Horner in u2, then u1).
-fn step<const X: usize, const Y: usize>(v: &mut [f32; X], m: &[[f32; Y]; X], u1: f32, u2: f32) {
-    let mut y = [0.0; Y];
+/// The environment after one end's sites: Horner from the last site's input to the first's.
+fn end<const X: usize>(w: &Hot<X>, end: usize, u: &Row) -> [f32; X] {
+    let mut terms = [[0.0; X]; END_TERMS / 2];
+    let inputs = w.end_inputs(end, u);
+    let mut half = END_TERMS / 2;
+    fold(&mut terms, &w.ends[end][..half], &w.ends[end][half..], inputs[END_SITES - 1]);
+    for &x in inputs[..END_SITES - 1].iter().rev() {
+        half /= 2;
+        let (low, high) = terms.split_at_mut(half);
+        for (low, high) in low.iter_mut().zip(high) {
+            for b in 0..X {
+                low[b] += x * high[b];
+            }
+        }
+    }
+    terms[0]
+}
+
+/// `out = low + x high`
+fn fold<const X: usize>(out: &mut [[f32; X]], low: &[[f32; X]], high: &[[f32; X]], x: f32) {
+    for ((out, low), high) in out.iter_mut().zip(low).zip(high) {
+        for b in 0..X {
+            out[b] = low[b] + x * high[b];
+        }
+    }
+}
+
+/// Row vector times a matrix.
+fn times<const X: usize>(v: &[f32; X], m: &[[f32; X]; X]) -> [f32; X] {
+    let mut y = [0.0; X];
     for (&s, row) in v.iter().zip(m) {
         for (y, &m) in y.iter_mut().zip(row) {
             *y += s * m;
         }
     }
-    for b in 0..X {
-        let constant = y[b] + u2 * y[2 * X + b];
-        let linear = y[X + b] + u2 * y[3 * X + b];
-        v[b] = constant + u1 * linear;
-    }
+    y
 }
 
-pub fn mps<const X: usize, const Y: usize>(w: &Hot<X, Y>, x: &Row) -> Output {
+/// One fused pair applied to `v`.
+fn step<const X: usize>(v: &[f32; X], m: &[[[f32; X]; X]; 4], [u1, u2]: [f32; 2]) -> [f32; X] {
+    let [y00, y10, y01, y11] = m.each_ref().map(|m| times(v, m));
+    std::array::from_fn(|b| (y00[b] + u1 * y10[b]) + u2 * (y01[b] + u1 * y11[b]))
+}
+
+fn mps<const X: usize>(w: &Hot<X>, x: &Row) -> Output {
     let u = w.pre.squash(x);
-    let (mut left, mut right) = (w.left, w.right);
-    for p in 0..PAIRS {
-        let [first, second] = w.reads[p];
-        let v = if p < LEFT_PAIRS { &mut left } else { &mut right };
-        step(v, &w.pairs[p], u[first as usize], u[second as usize]);
+    let (mut left, mut right) = (end(w, 0, &u), end(w, 1, &u));
+    for p in 0..LEFT_PAIRS {
+        left = step(&left, &w.pairs[p], w.pair_inputs(p, &u));
     }
-    let mut y = [0.0; Y];
-    for (&s, row) in left.iter().zip(&w.head) {
-        for (y, &m) in y.iter_mut().zip(row) {
-            *y += s * m;
-        }
+    for p in LEFT_PAIRS..LEFT_PAIRS + RIGHT_PAIRS {
+        right = step(&right, &w.pairs[p], w.pair_inputs(p, &u));
     }
     let mut z = w.bias;
     for c in 0..N_CLASSES {
-        for b in 0..X {
-            z[c] += y[c * X + b] * right[b];
+        for (y, r) in times(&left, &w.head[c]).iter().zip(&right) {
+            z[c] += y * r;
         }
     }
     (z, softmax::<false>(z, w.inv_temperature))
+}
+
+pub fn mps8(w: &Hot<8>, x: &Row) -> Output {
+    mps(w, x)
+}
+
+pub fn mps16(w: &Hot<16>, x: &Row) -> Output {
+    mps(w, x)
 }
 
 pub fn logistic(w: &Logistic, x: &Row) -> Output {
