@@ -34,7 +34,7 @@ BLOCKS_MAX = 200
 """Longer spans get longer blocks."""
 RESAMPLES = 1000
 BOOTSTRAP_SEED = 1
-ROWS_MAX = 2_000_000
+ROWS_MAX = 500_000
 """More signals than this are judged at every k-th one."""
 ROWS_MIN = 50
 BINS = 10
