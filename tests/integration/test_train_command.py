@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
+import threading
 import tomllib
 from pathlib import Path
 
@@ -20,6 +20,8 @@ from qbtc.core.features import FEATURE_NAMES, bulk_features
 from qbtc.core.market import simulate_market
 from qbtc.core.signal_model import load_model
 from qbtc.errors import DataError
+from qbtc.evaluate.entrants import prepare
+from qbtc.evaluate.fits import Silent
 from qbtc.evaluate.labels import label_rows
 from qbtc.evaluate.metrics import log_losses
 from qbtc.evaluate.split import split_rows
@@ -185,6 +187,14 @@ def test_data_that_cannot_train_is_refused_in_one_line(
     assert not (tmp_path / "models").exists()
 
 
+def test_features_that_are_all_missing_are_refused(columns: EventColumns) -> None:
+    config = _config()
+    rows = label_rows(bulk_features(columns), config.label, sample_every=1)
+    rows.x[:] = np.nan
+    with pytest.raises(DataError, match="every feature is missing"):
+        prepare(split_rows(rows, config.split))
+
+
 def test_no_events_are_refused(columns: EventColumns, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="none of 0 quotes"):
         _train(columns.slice_time(0, 1), tmp_path)
@@ -238,15 +248,22 @@ def test_a_wrong_config_ends_with_one_line_and_code_2(
     assert not (tmp_path / "models").exists()
 
 
-def test_ctrl_c_leaves_no_model(tmp_path: Path) -> None:
-    endless = CONFIG.replace("epochs = 3", "epochs = 1000000\npatience = 1000000")
-    (tmp_path / "t.toml").write_text(endless)
-    process = _qbtc("train", "t.toml", folder=tmp_path)
-    time.sleep(8)  # data, features and logistic take about two seconds; the rest never ends
-    assert process.poll() is None
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=30)
-    assert process.returncode == 130
+def test_ctrl_c_leaves_no_model(columns: EventColumns, tmp_path: Path) -> None:
+    class Watcher(Silent):
+        def stage(self, name: str, total: int) -> None:
+            if name == "mlp":
+                threading.Timer(0.3, signal.raise_signal, [signal.SIGINT]).start()
+
+    endless = {"epochs": 10**6, "patience": 10**6}
+    with pytest.raises(KeyboardInterrupt):
+        train_columns(
+            _config(mlp=endless),
+            columns,
+            lead=None,
+            sources=[],
+            output_dir=tmp_path / "models",
+            watcher=Watcher(),
+        )
     assert not (tmp_path / "models").exists()
 
 

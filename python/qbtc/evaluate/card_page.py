@@ -63,7 +63,7 @@ def seeds_text(outcome: Outcome) -> str:
 def _losses(card: Card) -> Html:
     head = (
         "model", "validation", "test loss", "all fits", "accuracy", "AUC", "ECE", "Brier",
-        "vs logistic", "vs prior", "T", "numbers", "fits", "s",
+        "T", "weights", "fits", "s",
     )  # fmt: skip
     outcomes = sorted(card.outcomes.values(), key=lambda outcome: outcome.test.log_loss)
     rows = [
@@ -76,12 +76,20 @@ def _losses(card: Card) -> Html:
             f"{outcome.test.auc:.3f}",
             f"{outcome.test.ece:.3f}",
             f"{outcome.test.brier:.4f}",
-            "—" if outcome.name == "logistic" else interval_text(outcome.against["logistic"]),
-            "—" if outcome.name == "prior" else interval_text(outcome.against["prior"]),
             f"{outcome.temperature:.2f}",
             f"{outcome.n_params:,}",
             str(outcome.fits),
             f"{outcome.seconds:.1f}",
+        )
+        for outcome in outcomes
+    ]
+    gaps = [
+        (
+            outcome.name,
+            *(
+                "—" if outcome.name == rival else interval_text(outcome.against[rival])
+                for rival in ("logistic", "prior")
+            ),
         )
         for outcome in outcomes
     ]
@@ -90,9 +98,15 @@ def _losses(card: Card) -> Html:
     return section(
         "Losses on the same rows",
         table(head, rows, strong=own),
-        lead="Cross-entropy in nats after temperature; below 0 in a comparison is better, with the "
-        "95 % interval of a bootstrap over blocks of time. Validation chose, test was looked at "
-        f"once.{missing}",
+        element("h3", "Test loss less a rival's"),
+        table(("model", "vs logistic", "vs prior"), gaps, strong=own),
+        element(
+            "p",
+            "Below 0 is better; in brackets the 95 % interval of a bootstrap over blocks of time.",
+            css="note",
+        ),
+        lead="Cross-entropy in nats after temperature (T). Validation chose, test was looked at "
+        f"once. All fits: mean and spread over seeds or settings.{missing}",
     )
 
 
@@ -108,7 +122,11 @@ def _calibration(card: Card) -> Html:
         x, y, rows = zip(*outcome.reliability, strict=True)
         figure.add_scatter(
             x=x, y=y, customdata=rows, name=outcome.name, mode="lines+markers",
-            marker={"color": COLOURS[i % 6], "symbol": MARKS[i % 6], "size": 7},
+            marker={
+                "color": COLOURS[i % 6],
+                "symbol": MARKS[i % 6],
+                "size": [5 + 12 * (n / sum(rows)) ** 0.5 for n in rows],
+            },
             line={"color": COLOURS[i % 6], "width": 2.4 if outcome.name == card.model else 1.0},
             hovertemplate="said %{x:.1%}, right %{y:.1%}<br>%{customdata:,} rows",
         )  # fmt: skip
@@ -117,7 +135,7 @@ def _calibration(card: Card) -> Html:
     return section(
         "Calibration on test",
         chart(_sized(figure), "reliability diagram"),
-        lead="A point on the dotted line kept its word.",
+        lead="A point on the dotted line kept its word; large points hold many rows.",
     )
 
 
@@ -127,7 +145,7 @@ def _curves(card: Card) -> Html:
         return section(
             "Training",
             lead="Newton's method to convergence; the penalty is chosen on validation: "
-            f"{card.outcomes[card.model].settings}.",
+            f"{_settings(card)}.",
         )
     figure = go.Figure()
     for seed, curve in enumerate(curves):
@@ -147,8 +165,12 @@ def _curves(card: Card) -> Html:
         "Training",
         chart(_sized(figure), "loss by epoch and seed"),
         lead="Validation is of the averaged weights; the best epoch of the best seed is kept: "
-        f"{card.outcomes[card.model].settings}.",
+        f"{_settings(card)}.",
     )
+
+
+def _settings(card: Card) -> str:
+    return ", ".join(f"{key} {value}" for key, value in card.outcomes[card.model].settings.items())
 
 
 def _slices(card: Card) -> Html:
