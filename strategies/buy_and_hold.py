@@ -20,7 +20,8 @@ class BuyAndHold(QbtcStrategy[BuyAndHoldParams]):
     def on_start(self) -> None:
         """Listen to quotes and, where the data has them, bars."""
         self._id = InstrumentId.from_str(self.params.instrument)
-        self._quantity = self.instrument_or_fail(self._id).make_qty(self.params.size)
+        instrument = self.instrument_or_fail(self._id)
+        self._quantity = self.quantity_or_fail(instrument, self.params.size)
         self._bar_type = self.bar_type_for(self._id)
         self._listen()
 

@@ -54,7 +54,7 @@ class EmaCross(QbtcStrategy[EmaCrossParams]):
             )
         self._id = InstrumentId.from_str(params.instrument)
         self._instrument = self.instrument_or_fail(self._id)
-        self._size = float(self._instrument.make_qty(params.size))
+        self._size = float(self.quantity_or_fail(self._instrument, params.size))
         bar_type = self.bar_type_for(self._id)
         if bar_type is None:
             raise ConfigError(f"EmaCross: the run has no bars of {self._id}; add a klines source")

@@ -104,7 +104,7 @@ class ImbalanceMaker(QbtcStrategy[ImbalanceMakerParams]):
             )
         self._id = InstrumentId.from_str(params.instrument)
         self._instrument = self.instrument_or_fail(self._id)
-        self._quantity = self._instrument.make_qty(params.size)
+        self._quantity = self.quantity_or_fail(self._instrument, params.size)
         self._tick = float(self._instrument.price_increment)
         self._requote_ns = params.requote_ms_min * 1_000_000
         self._position = 0.0  # base units, signed

@@ -72,7 +72,7 @@ class SignalTaker(QbtcStrategy[SignalTakerParams]):
                 raise ConfigError(f"SignalTaker: {name} = {getattr(params, name)}; must be above 0")
         self._id = InstrumentId.from_str(params.instrument)
         self._instrument = self.instrument_or_fail(self._id)
-        self._quantity = self._instrument.make_qty(params.size)
+        self._quantity = self.quantity_or_fail(self._instrument, params.size)
         self._hold_ns = round(params.hold_ms * 1e6)
         self._fixed_bp = 2 * params.taker_fee_bp + params.margin_bp
         self._position = 0.0  # base units, signed

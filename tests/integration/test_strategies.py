@@ -241,8 +241,8 @@ class TestEmaCross:
         assert len(outcome.fills) > 20
         assert set(outcome.positions()) == {0.5, -0.5}
 
-    @pytest.mark.parametrize("params", [{"fast": 15}, {"fast": 0}])
-    def test_it_refuses_averages_that_cannot_work(self, params: dict[str, Any]) -> None:
+    @pytest.mark.parametrize("params", [{"fast": 15}, {"fast": 0}, {"size": 0.0001}])
+    def test_it_refuses_averages_and_sizes_that_cannot_work(self, params: dict[str, Any]) -> None:
         with pytest.raises(ConfigError, match="EmaCross"):
             self.run([100.0] * 3, **params)
 

@@ -12,8 +12,8 @@ A strategy file holds one frozen parameter struct and one class::
 All Nautilus callbacks (``on_quote``, ``on_trade``, ``on_book_deltas``, ``on_bar``,
 ``on_order_filled``, ``on_time_event``, ...) keep their names and meaning; see
 https://nautilustrader.io/docs. Added here are ``params``, ``subscribe_model_signals`` with
-``on_model_signal``, ``instrument_or_fail`` and ``bar_type_for``. An exception in any callback ends
-the run (``qbtc.trading.trap``).
+``on_model_signal``, ``instrument_or_fail``, ``quantity_or_fail`` and ``bar_type_for``. An exception
+in any callback ends the run (``qbtc.trading.trap``).
 """
 
 from collections.abc import Callable, Mapping
@@ -28,6 +28,7 @@ from nautilus_trader.model import (
     ClientId,
     InstrumentId,
     OmsType,
+    Quantity,
     QuoteTick,
     StrategyId,
 )
@@ -245,3 +246,20 @@ class QbtcStrategy[Params: StrategyParams](Strategy):
                 f"{type(self).__name__}: no data for {instrument_id}; the run has: {known}"
             )
         return instrument
+
+    def quantity_or_fail(self, instrument: Any, size: float) -> Quantity:
+        """Return a size in base units on the instrument's grid.
+
+        Raises
+        ------
+        ConfigError
+            It is not positive, or rounds to zero.
+        """
+        try:
+            quantity: Quantity = instrument.make_qty(size)
+        except ValueError as error:
+            raise ConfigError(
+                f"{type(self).__name__}: size {size} of {instrument.id}: {error};"
+                f" use a multiple of {instrument.size_increment}"
+            ) from None
+        return quantity
