@@ -104,10 +104,12 @@ def test_text_inside_chart_data_cannot_end_the_script(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("status", ["partial", "failed"])
 def test_a_run_that_did_not_finish_says_so_first(tmp_path: Path, status: str) -> None:
-    changes = {"status": status, "error": "stopped by Ctrl-C"}
+    changes = {"status": status, "partial": True, "error": "stopped by Ctrl-C"}
     _, text = written(tmp_path, MadeUp(rows=200, fills=0, changes=changes))
     assert f"<b>{status.upper()}</b>" in text
     assert text.index(status.upper()) < text.index("<h1>")
+    assert "To replay" in text
+    assert "Replayed" not in text
     assert status.upper() in summary(tmp_path)
 
 

@@ -35,6 +35,7 @@ from qbtc.trading.wording import (
     money,
     outcome,
     percent,
+    replayed_label,
     sample,
     standing,
 )
@@ -534,28 +535,23 @@ def _latency(result: RunResult) -> Html:
 
 def _data(result: RunResult) -> Html:
     head = (
-        "Instrument",
-        "Source",
-        "Kind",
-        "Span",
-        "Events",
-        "In source",
-        "In catalog",
-        "Replayed",
-        "",
+        *("Instrument", "Source", "Kind", "Span", "Events"),
+        *("In source", "In catalog", replayed_label(result), ""),
     )
     rows: list[list[str]] = []
     for data in result.data:
         rows += _event_rows(data)
     notes = [f"{data.instrument}: {note}" for data in result.data for note in data.notes]
+    notes += result.notes
     hashes = "\n".join(
         f"{digest}  {name}" for data in result.data for name, digest in data.sha256.items()
     )
     parts: list[str] = [table(head, rows, text_columns=5)]
+    if result.partial:
+        stop = f"The run stopped at {moment(result.span_ns[1])}, {count(result.events)} events in."
+        parts.append(element("p", stop))
     if notes:
-        parts.append(element("ul", *(element("li", note) for note in (*notes, *result.notes))))
-    elif result.notes:
-        parts.append(element("ul", *(element("li", note) for note in result.notes)))
+        parts.append(element("ul", *(element("li", note) for note in notes)))
     if hashes:
         parts.append(details("SHA-256 of the source files", preformatted(hashes)))
     return section(

@@ -21,6 +21,7 @@ from qbtc.trading.wording import (
     method,
     money,
     outcome,
+    replayed_label,
     sample,
     standing,
 )
@@ -68,7 +69,7 @@ def _headline(run: RunDirectory) -> Panel:
 
 
 def _data(result: RunResult) -> Table:
-    table = _table("Data", "Span", "Events", "Source", "Replayed")
+    table = _table("Data", "Span", "Events", "Source", replayed_label(result))
     for data in result.data:
         kind = "SYNTHETIC" if data.synthetic else data.source
         first = (f"{data.instrument} {kind}", duration(data.span_ns))

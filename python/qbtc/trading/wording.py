@@ -14,6 +14,7 @@ __all__ = [
     "money",
     "outcome",
     "percent",
+    "replayed_label",
     "sample",
     "standing",
     "strategy_names",
@@ -77,6 +78,11 @@ def data_label(result: RunResult) -> str:
         frozenset({True}): "SYNTHETIC",
         frozenset({False}): "REAL",
     }.get(frozenset(kinds), "PARTLY SYNTHETIC")
+
+
+def replayed_label(result: RunResult) -> str:
+    """What the counts of ``DataSetResult.replayed`` are: done, or only meant where it stopped."""
+    return "To replay" if result.partial else "Replayed"
 
 
 def strategy_names(result: RunResult) -> str:
