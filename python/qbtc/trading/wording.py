@@ -81,7 +81,7 @@ def data_label(result: RunResult) -> str:
 
 
 def replayed_label(result: RunResult) -> str:
-    """What the counts of ``DataSetResult.replayed`` are: done, or only meant where it stopped."""
+    """Name what ``DataSetResult.replayed`` counts: done, or only meant where the run stopped."""
     return "To replay" if result.partial else "Replayed"
 
 
