@@ -393,10 +393,16 @@ class SignalSession:
         Shared, not copied.
     price_increment, size_increment
         The instrument's grid.
+    keep_from_ns
+        Keep every signal given at or after this time until ``drain``; None keeps nothing.
     """
 
     def __new__(
-        cls, model: SignalModel, price_increment: float, size_increment: float
+        cls,
+        model: SignalModel,
+        price_increment: float,
+        size_increment: float,
+        keep_from_ns: int | None = None,
     ) -> SignalSession: ...
     def on_quote(
         self, ts: int, bid: float, bid_size: float, ask: float, ask_size: float, /
@@ -429,6 +435,9 @@ class SignalSession:
 
     def signal(self) -> Signal | None:
         """Return the signal as of the last event, None while not warm."""
+
+    def drain(self) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float64]]:
+        """Hand over the signals kept so far: probabilities (n, 3), ts (n) and mid (n)."""
 
     def is_warm(self) -> bool:
         """Return True once quotes were heard for the warm-up time and have not gone silent."""

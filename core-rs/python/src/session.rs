@@ -89,16 +89,41 @@ impl Signal {
     }
 }
 
+/// Signals kept in columns until someone drains them: 28 bytes each, where a list of `Signal`
+/// objects costs 200 bytes and a Python call per attribute.
+#[derive(Default)]
+struct Kept {
+    /// Signals before this time are not kept; `None` keeps nothing.
+    from_ns: Option<i64>,
+    ts: Vec<i64>,
+    p: Vec<f32>,
+    mid: Vec<f64>,
+}
+
+impl Kept {
+    fn push(&mut self, signal: &signal::Signal) {
+        if self.from_ns.is_some_and(|from| signal.ts_ns >= from) {
+            let p = signal.probabilities;
+            self.ts.push(signal.ts_ns);
+            self.p.extend_from_slice(&[p.down, p.flat, p.up]);
+            self.mid.push(signal.mid);
+        }
+    }
+}
+
 #[pyclass(module = "qbtc._core")]
 struct SignalSession {
     inner: signal::SignalSession,
+    kept: Kept,
     /// Level changes of one host event, kept between calls so as not to allocate.
     levels: Vec<(Side, f64, f64)>,
 }
 
 impl SignalSession {
-    fn give(&self, signal: Option<signal::Signal>) -> Option<Signal> {
-        signal.map(|inner| Signal { inner, model: Arc::clone(self.inner.model()) })
+    fn give(&mut self, signal: Option<signal::Signal>) -> Option<Signal> {
+        let inner = signal?;
+        self.kept.push(&inner);
+        Some(Signal { inner, model: Arc::clone(self.inner.model()) })
     }
 }
 
@@ -135,15 +160,18 @@ fn level(delta: &Bound<'_, PyAny>, action: u8) -> PyResult<(Side, f64, f64)> {
 #[pymethods]
 impl SignalSession {
     #[new]
+    #[pyo3(signature = (model, price_increment, size_increment, keep_from_ns = None))]
     fn new(
         model: &Bound<'_, SignalModel>,
         price_increment: f64,
         size_increment: f64,
+        keep_from_ns: Option<i64>,
     ) -> PyResult<Self> {
         let config = FeatureConfig { price_increment, size_increment };
         let model = Arc::clone(&model.get().model);
         let inner = signal::SignalSession::new(model, config).map_err(to_py)?;
-        Ok(Self { inner, levels: Vec::with_capacity(64) })
+        let kept = Kept { from_ns: keep_from_ns, ..Kept::default() };
+        Ok(Self { inner, kept, levels: Vec::with_capacity(64) })
     }
 
     #[pyo3(signature = (ts, bid, bid_size, ask, ask_size, /))]
@@ -238,6 +266,12 @@ impl SignalSession {
         self.give(signal)
     }
 
+    fn drain<'py>(&mut self, py: Python<'py>) -> PyResult<BulkArrays<'py>> {
+        let kept = Kept { from_ns: self.kept.from_ns, ..Kept::default() };
+        let Kept { ts, p, mid, .. } = std::mem::replace(&mut self.kept, kept);
+        bulk_arrays(py, ts, p, mid)
+    }
+
     fn is_warm(&self) -> bool {
         self.inner.features().is_warm()
     }
@@ -287,9 +321,17 @@ fn bulk_signals<'py>(
             Ok((p, ts, mid))
         })
         .map_err(to_py)?;
-    let n = ts.len();
+    bulk_arrays(py, ts, p, mid)
+}
+
+fn bulk_arrays<'py>(
+    py: Python<'py>,
+    ts: Vec<i64>,
+    p: Vec<f32>,
+    mid: Vec<f64>,
+) -> PyResult<BulkArrays<'py>> {
     Ok((
-        PyArray1::from_vec(py, p).reshape([n, N_CLASSES])?,
+        PyArray1::from_vec(py, p).reshape([ts.len(), N_CLASSES])?,
         PyArray1::from_vec(py, ts),
         PyArray1::from_vec(py, mid),
     ))

@@ -175,8 +175,12 @@ class SignalModel:
         """Logit changes (26, 3) when one feature alone is replaced by its training mean; exact."""
         return self.core.explain(x)
 
-    def session(self, *, price_increment: float, size_increment: float) -> _core.SignalSession:
+    def session(
+        self, *, price_increment: float, size_increment: float, keep_from_ns: int | None = None
+    ) -> _core.SignalSession:
         """Features and model of one instrument, event by event (see the stub of ``qbtc._core``).
+
+        With ``keep_from_ns`` every signal from that time on is kept until it is drained.
 
         Raises
         ------
@@ -184,7 +188,7 @@ class SignalModel:
             If an increment is not finite and positive.
         """
         try:
-            return _core.SignalSession(self.core, price_increment, size_increment)
+            return _core.SignalSession(self.core, price_increment, size_increment, keep_from_ns)
         except _core.CoreInputError as error:
             raise DataError(f"instrument: {error}") from None
 

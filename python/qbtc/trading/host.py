@@ -65,8 +65,8 @@ from qbtc.trading.trap import ExceptionTrap
 
 __all__ = ["Outcome", "SessionOpener", "execute", "run"]
 
-type SessionOpener = Callable[[SignalModel, float, float], SignalSession]
-"""Makes the features and model of an instrument from its price and size increments."""
+type SessionOpener = Callable[[SignalModel, float, float, int], SignalSession]
+"""Makes the features and model of an instrument: ``signal_actor.open_session``."""
 
 CHUNK_EVENTS = 100_000
 _RUN = "run"
@@ -205,7 +205,7 @@ def _play(
                 if interrupted():
                     raise KeyboardInterrupt
                 for actor in played.signals:
-                    actor.log_of_signals.pack()
+                    actor.published.pull()
                 played.sampler.pulse()
                 done = (ts - market.span_ns[0]) / max(market.span_ns[1] - market.span_ns[0], 1)
                 progress(f"running {name}", min(max(done, 0.0), 1.0))
@@ -368,8 +368,10 @@ def _signal_actors(
 ) -> list[Any]:
     index = [item.instrument_id for item in market.sets].index(entry.instrument)
     instrument = market.sets[index].instrument
-    session = sessions(model, float(instrument.price_increment), float(instrument.size_increment))
-    silent = model.metadata.train_end_ns if entry.in_sample == "skip" else None
+    silent = model.metadata.train_end_ns if entry.in_sample == "skip" else 0
+    session = sessions(
+        model, float(instrument.price_increment), float(instrument.size_increment), silent
+    )
     actor = SignalActor(
         instrument=entry.instrument,
         session=session,

@@ -205,7 +205,7 @@ def _data_notes(manifest: dict[str, Any]) -> tuple[str, ...]:
 def _signal_results(plan: Plan, main: Played) -> tuple[SignalResult, ...]:
     found = []
     for entry, model, actor in zip(plan.config.signals, plan.models, main.signals, strict=True):
-        times = actor.log_of_signals.times()
+        times = actor.published.times()
         end = model.metadata.train_end_ns
         outside = times[times >= end]
         found.append(
@@ -337,7 +337,7 @@ def _write_tables(
         }
         for fill, mid in zip(main.fills, _mids_of(main.fills, market), strict=True)
     ]
-    signals = [actor.log_of_signals.table() for actor in main.signals]
+    signals = [actor.published.table() for actor in main.signals]
     tables = {
         "orders": pa.Table.from_pylist(main.orders, schema=ORDERS),
         "fills": pa.Table.from_pylist(fills, schema=FILLS),

@@ -119,7 +119,7 @@ SIGNALS = pa.schema(
         ("p_down", pa.float64()),
         ("p_flat", pa.float64()),
         ("p_up", pa.float64()),
-        ("ood", pa.float64()),
+        ("ood", pa.float64()),  # of a sample of the signals, null for the others
         ("mid", pa.float64()),
     ]
 )

@@ -52,52 +52,68 @@ class SignalSession(Protocol):
         """Take another venue's quote."""
         ...
 
+    def drain(self) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float64]]:
+        """Hand over the signals kept so far: probabilities (n, 3), ts (n) and mid (n)."""
+        ...
+
 
 def open_session(
-    model: SignalModel, price_increment: float, size_increment: float
+    model: SignalModel, price_increment: float, size_increment: float, keep_from_ns: int
 ) -> SignalSession:
-    """Make the features and model of one instrument."""
-    return model.session(price_increment=price_increment, size_increment=size_increment)
+    """Make the features and model of one instrument; keep its signals from a time on."""
+    return model.session(
+        price_increment=price_increment, size_increment=size_increment, keep_from_ns=keep_from_ns
+    )
 
 
 class SignalLog:
-    """Every signal published: appended to lists, packed into arrays at every pulse."""
+    """Every signal published, in columns, with the out-of-distribution score of a sample.
 
-    def __init__(self, instrument: str) -> None:
+    The session keeps the signals in Rust (about 10 ns each) and hands them over at every pulse.
+    The score costs as much as the model itself, so one signal per pulse has it; the others' is
+    null in ``signals.parquet``.
+    """
+
+    def __init__(self, instrument: str, session: SignalSession) -> None:
         self._instrument = instrument
-        self.signals: list[Signal] = []
-        self._blocks: list[NDArray[np.float64]] = []  # each (n, 5)
-        self._times: list[NDArray[np.int64]] = []  # each (n,)
-        self.count = 0
+        self._session = session
+        self._blocks: list[tuple[Any, Any, Any]] = []  # probabilities (n, 3), ts (n), mid (n)
+        self._scores: dict[int, float] = {}  # by ts
+        self.latest: Signal | None = None
+        """The last signal published, kept by the actor."""
 
-    def pack(self) -> None:
-        """Move the lists into arrays, so that memory per signal stays at 48 bytes."""
-        if not self.signals:
-            return
-        n = len(self.signals)
-        rows = np.empty((n, 5))
-        times = np.empty(n, np.int64)
-        for row, signal in enumerate(self.signals):
-            times[row] = signal.ts_event
-            rows[row] = (signal.p_down, signal.p_flat, signal.p_up, signal.ood, signal.mid)
-        self._blocks.append(rows)
-        self._times.append(times)
-        self.count += n
-        # Cleared in place: the actor's closure holds the list's append method.
-        self.signals.clear()
+    def pull(self) -> None:
+        """Take over what the session kept; score the last signal."""
+        block = self._session.drain()
+        if len(block[1]):
+            self._blocks.append(block)
+        if self.latest is not None:
+            self._scores[self.latest.ts_event] = self.latest.ood
+            self.latest = None
 
     def times(self) -> NDArray[np.int64]:
         """Return the event time of every signal, shape (n,)."""
-        self.pack()
-        return np.concatenate(self._times) if self._times else np.empty(0, np.int64)
+        self.pull()
+        blocks = [ts for _, ts, _ in self._blocks]
+        return np.concatenate(blocks) if blocks else np.empty(0, np.int64)
 
     def table(self) -> Any:
         """Return all signals as a table of schema ``SIGNALS``."""
-        times = self.times()
-        rows = np.concatenate(self._blocks) if self._blocks else np.empty((0, 5))
-        columns = [pa.array(times), pa.array([self._instrument] * len(times), pa.string())]
-        columns += [pa.array(rows[:, index]) for index in range(5)]
-        return pa.Table.from_arrays(columns, schema=SIGNALS)
+        ts = self.times()
+        if len(ts) == 0:
+            return SIGNALS.empty_table()
+        p = np.concatenate([block[0] for block in self._blocks]).astype(np.float64)
+        mid = np.concatenate([block[2] for block in self._blocks])
+        columns = {
+            "ts": ts,
+            "instrument": [self._instrument] * len(ts),
+            "p_down": p[:, 0],
+            "p_flat": p[:, 1],
+            "p_up": p[:, 2],
+            "ood": [self._scores.get(time) for time in ts.tolist()],
+            "mid": mid,
+        }
+        return pa.table(columns, schema=SIGNALS)
 
 
 class SignalActor(DataActor):
@@ -128,16 +144,16 @@ class SignalActor(DataActor):
         instrument: str,
         session: SignalSession,
         handlers: list[SignalHandler],
-        silent_before_ns: int | None,
+        silent_before_ns: int,
         feeds: Feeds,
     ) -> None:
         self.instrument = instrument
-        self.log_of_signals = SignalLog(instrument)
+        self.published = SignalLog(instrument, session)
         self.not_warm = 0
         self.skipped_in_sample = 0
         self._feeds = feeds
         vars(self).update(
-            on_quote=self._quote_callback(session, handlers, silent_before_ns or 0),
+            on_quote=self._quote_callback(session, handlers, silent_before_ns),
             on_trade=self._trade_callback(session),
             on_book_deltas=self._depth_callback(session),
         )
@@ -145,8 +161,7 @@ class SignalActor(DataActor):
     @property
     def quotes(self) -> int:
         """Quotes seen so far."""
-        logged = self.log_of_signals
-        return logged.count + len(logged.signals) + self.not_warm + self.skipped_in_sample
+        return len(self.published.times()) + self.not_warm + self.skipped_in_sample
 
     def on_start(self) -> None:
         """Listen to what the data has of the instrument."""
@@ -159,9 +174,11 @@ class SignalActor(DataActor):
         self, session: SignalSession, handlers: list[SignalHandler], silent_before: int
     ) -> Callable[[QuoteTick], None]:
         core = session.on_quote_tick
-        log_signal = self.log_of_signals.signals.append
+        log = self.published
+        silent = True
 
         def on_quote(quote: QuoteTick) -> None:
+            nonlocal silent
             try:
                 signal = core(quote)
             except ValueError as error:
@@ -169,10 +186,12 @@ class SignalActor(DataActor):
             if signal is None:
                 self.not_warm += 1
                 return
-            if signal.ts_event < silent_before:
-                self.skipped_in_sample += 1
-                return
-            log_signal(signal)
+            if silent:
+                if signal.ts_event < silent_before:
+                    self.skipped_in_sample += 1
+                    return
+                silent = False  # time does not go back: no need to ask again
+            log.latest = signal
             for handler in handlers:
                 handler(signal, quote)
 
