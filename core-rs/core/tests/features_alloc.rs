@@ -1,46 +1,10 @@
 //! The event path allocates nothing and forgets what it no longer needs: a counting allocator
 //! watches ten million events. Alone in its binary, because the allocator is global.
-#![expect(unsafe_code, reason = "a counting allocator has to implement GlobalAlloc")]
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
+mod counting;
 
+use counting::allocations;
 use qbtc_core::features::{Aggressor, FeatureConfig, FeatureEngine, PADDED, Side};
-
-thread_local! {
-    /// Allocations of this thread: the test harness allocates on its own while it waits.
-    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
-}
-
-fn count() {
-    // A thread that is ending has no counter any more, and no test either.
-    let _ = ALLOCATIONS.try_with(|n| n.set(n.get() + 1));
-}
-
-struct Counting;
-
-// SAFETY: every call is passed on unchanged to the system allocator.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count();
-        // SAFETY: the caller keeps the contract of `alloc`, which is the system's.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: `pointer` came from `alloc` above, that is from the system.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-
-    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        count();
-        // SAFETY: `pointer` came from `alloc` above, that is from the system.
-        unsafe { System.realloc(pointer, layout, size) }
-    }
-}
-
-#[global_allocator]
-static COUNTING: Counting = Counting;
 
 #[test]
 fn ten_million_events_allocate_nothing() {
@@ -48,7 +12,7 @@ fn ten_million_events_allocate_nothing() {
     let mut engine = FeatureEngine::new(config).unwrap();
     let mut row = [0.0; PADDED];
     let (mut state, mut bid, mut sum) = (1_u64, 600_000_i64, 0.0);
-    let before = ALLOCATIONS.get();
+    let before = allocations();
     for i in 0..10_000_000_i64 {
         // A linear congruential generator: the test's own source of events must not allocate.
         state =
@@ -75,9 +39,9 @@ fn ten_million_events_allocate_nothing() {
             }
         }
     }
-    assert_eq!(ALLOCATIONS.get() - before, 0);
+    assert_eq!(allocations() - before, 0);
     drop(std::hint::black_box(vec![0_u8; 64]));
-    assert_eq!(ALLOCATIONS.get() - before, 1, "the counter counts");
+    assert_eq!(allocations() - before, 1, "the counter counts");
     assert!(engine.is_warm() && sum.is_finite());
     // Everything that is not a price level lives in the engine itself, and it is small.
     assert!(size_of::<FeatureEngine>() < 1024);
