@@ -335,6 +335,21 @@ class SignalModel:
         The same bits as :meth:`infer`, on any number of ``threads`` (default: all cores).
         """
 
+class SignalBuffer:
+    """A model and the row it reads: write features into ``x``, then call ``infer()``.
+
+    The quickest way to infer from Python: nothing is passed, checked or copied but the row.
+    All features are missing (NaN) at first.
+    """
+
+    def __new__(cls, model: SignalModel) -> SignalBuffer: ...
+    @property
+    def x(self) -> NDArray[np.float32]:
+        """The row (26,), the buffer's own memory: keep the array and write into it."""
+
+    def infer(self) -> tuple[float, float, float]:
+        """Probabilities (down, flat, up) of the row as it stands."""
+
 class Signal:
     """The answer of a :class:`SignalSession`; frozen.
 

@@ -48,6 +48,21 @@ def test_one_row_and_a_batch_give_the_same_bits(name: str, tmp_path: Path) -> No
     assert np.array_equal(batch[:500], single)
 
 
+def test_a_buffer_infers_the_row_as_it_stands(tmp_path: Path) -> None:
+    models.write(tmp_path / "m.safetensors", "mps8")
+    model = load_model(tmp_path / "m.safetensors")
+    buffer = model.buffer()
+    x = buffer.x
+    assert x.shape == (26,)
+    assert np.isnan(x).all()
+    assert buffer.infer() == model.infer(np.full(26, np.nan, np.float32))
+    for row in models.rows(50, seed=12, missing=0.1):
+        x[:] = row
+        assert buffer.infer() == model.infer(row)
+    del buffer
+    x[:] = 0.0  # the array keeps the memory alive
+
+
 @pytest.mark.parametrize("name", models.KINDS)
 def test_explain_equals_26_ablated_forwards(name: str, tmp_path: Path) -> None:
     tensors = models.write(tmp_path / "m.safetensors", name)

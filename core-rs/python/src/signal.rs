@@ -5,7 +5,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use numpy::ndarray::Array2;
+use numpy::ndarray::{Array1, Array2, s};
 use numpy::{
     PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1, PyReadonlyArray2, PyUntypedArrayMethods,
 };
@@ -106,6 +106,44 @@ impl SignalModel {
     }
 }
 
+/// A model and the row it reads, shared with Python as a `NumPy` array: the quickest way to infer
+/// from Python.
+#[pyclass(module = "qbtc._core")]
+pub struct SignalBuffer {
+    model: Arc<Model>,
+    /// (32): 26 features, then zeros.
+    row: Array1<f32>,
+}
+
+#[pymethods]
+impl SignalBuffer {
+    #[new]
+    fn new(model: &Bound<'_, SignalModel>) -> Self {
+        let mut row = Array1::zeros(PADDED);
+        row.slice_mut(s![..N_FEATURES]).fill(f32::NAN);
+        Self { model: Arc::clone(&model.get().model), row }
+    }
+
+    #[getter]
+    #[expect(unsafe_code, reason = "the array is a view of this object's row")]
+    fn x(this: Bound<'_, Self>) -> Bound<'_, PyArray1<f32>> {
+        let buffer = this.borrow();
+        let view = buffer.row.slice(s![..N_FEATURES]);
+        // SAFETY: the array keeps `this` alive, and nothing ever replaces or resizes `row`, so its
+        // memory outlives the view. Rust reads it only in `infer`, and holds the GIL meanwhile.
+        unsafe { PyArray1::borrow_from_array(&view, this.clone().into_any()) }
+    }
+
+    fn infer(&self) -> (f32, f32, f32) {
+        let mut row: Row = [0.0; PADDED];
+        for (to, from) in row.iter_mut().zip(&self.row) {
+            *to = *from;
+        }
+        let p = self.model.infer(&row);
+        (p.down, p.flat, p.up)
+    }
+}
+
 /// Threads this process may use, at most [`BATCH_THREADS_MAX`].
 pub fn available_threads() -> usize {
     std::thread::available_parallelism().map_or(1, |n| n.get().min(BATCH_THREADS_MAX))
@@ -113,5 +151,6 @@ pub fn available_threads() -> usize {
 
 /// Adds this file's names to the module.
 pub fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
+    m.add_class::<SignalBuffer>()?;
     m.add_class::<SignalModel>()
 }

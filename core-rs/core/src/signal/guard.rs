@@ -79,8 +79,14 @@ impl Guard {
             }
         }
         // g = P z; d2 = z'P z - g_M' (P_MM)^-1 g_M, the minimum over the missing scores.
-        let g: [f64; N_FEATURES] = std::array::from_fn(|i| dot(&self.precision[i], &z));
-        let full = dot(&g, &z);
+        // Column by column, so that the sums of one column are independent of each other.
+        let mut g = [0.0; N_FEATURES];
+        for (column, z) in self.precision.iter().zip(&z) {
+            for (g, p) in g.iter_mut().zip(column) {
+                *g += p * z;
+            }
+        }
+        let full: f64 = g.iter().zip(&z).map(|(g, z)| g * z).sum();
         let d2 = full - self.explained_by_missing(&g, &missing[..m]);
         (d2.max(0.0), N_FEATURES - m)
     }
@@ -114,14 +120,14 @@ impl Guard {
         let k = levels.len();
         let knots = &self.parts.knots[feature * k..(feature + 1) * k];
         let below = knots.partition_point(|&q| q < x);
-        let upto = below + knots[below..].partition_point(|&q| q <= x);
         let level = |i: usize| f64::from(levels[i]);
         let beyond = |end: usize| {
             let t = (f64::from(x) - f64::from(knots[end])) * f64::from(self.inv_scale[feature]);
             level(end) + t * DEVIATIONS_PER_T
         };
-        let score = if upto > below {
-            f64::midpoint(level(below), level(upto - 1))
+        let score = if knots.get(below) == Some(&x) {
+            let run = knots[below..].partition_point(|&q| q <= x);
+            f64::midpoint(level(below), level(below + run - 1))
         } else if below == 0 {
             beyond(0)
         } else if below == k {
@@ -154,10 +160,6 @@ fn interpolate(x: f64, xs: &[f32], ys: &[f32], at: usize) -> f64 {
     let (x0, x1) = (f64::from(xs[at - 1]), f64::from(xs[at]));
     let (y0, y1) = (f64::from(ys[at - 1]), f64::from(ys[at]));
     y0 + (y1 - y0) * ((x - x0) / (x1 - x0))
-}
-
-fn dot(a: &[f64; N_FEATURES], b: &[f64; N_FEATURES]) -> f64 {
-    a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
 
 /// Lower Cholesky factor in place, of the leading n x n block; false if not positive definite.

@@ -73,6 +73,8 @@ struct Sites<const X: usize> {
     constant: [Matrix<X>; N_FEATURES],
     /// (26, X, X) `A[k,1]`.
     linear: [Matrix<X>; N_FEATURES],
+    /// (2, 26, X, X) the transposes of both, for the way back.
+    transposed: [[Matrix<X>; N_FEATURES]; 2],
     /// (26) feature read by each.
     reads: [u8; N_FEATURES],
 }
@@ -142,9 +144,14 @@ impl<const X: usize> Sites<X> {
                 row[a] += 1.0;
             }
         }
+        let linear: [Matrix<X>; N_FEATURES] = order.map(|k| matrix(t.a, 2 * k + 1));
+        let transpose = |m: &Matrix<X>| -> Matrix<X> {
+            std::array::from_fn(|a| std::array::from_fn(|b| m[b][a]))
+        };
         Self {
+            transposed: [&constant, &linear].map(|m| m.each_ref().map(transpose)),
             constant,
-            linear: order.map(|k| matrix(t.a, 2 * k + 1)),
+            linear,
             left: std::array::from_fn(|a| t.l[a]),
             right: std::array::from_fn(|a| t.r[a]),
             reads: order.map(|k| t.perm[k]),
@@ -238,20 +245,22 @@ impl<const X: usize> Mps<X> {
             let feature = self.sites.reads[s] as usize;
             let x = u[feature];
             let step = self.hot.pre.u_mean[feature] - x;
+            let [mut site, slope] = [0, 1].map(|part: usize| self.sites.transposed[part][s]);
+            for a in 0..X {
+                for b in 0..X {
+                    site[a][b] += x * slope[a][b];
+                }
+            }
             for c in 0..N_CLASSES {
                 out[feature][c] = step * dot(&linear[s], &g[c]);
-                let mut back = [0.0; X];
-                for a in 0..X {
-                    back[a] = dot(&self.sites.constant[s][a], &g[c])
-                        + x * dot(&self.sites.linear[s][a], &g[c]);
-                }
-                g[c] = back;
+                g[c] = Self::times(&g[c], &site);
             }
         }
     }
 
+    /// The body of `explain`, to be compiled once for each instruction set.
     #[inline(always)]
-    fn explain_generic(&self, x: &Row) -> [PerClass; N_FEATURES] {
+    pub fn explain_generic(&self, x: &Row) -> [PerClass; N_FEATURES] {
         let u = self.hot.pre.squash(x);
         let mut linear = [[0.0; X]; N_FEATURES];
         let (on_left, on_right) = linear.split_at_mut(LEFT_SITES);
@@ -297,7 +306,7 @@ impl Predictor for Mps<8> {
     }
 
     fn explain(&self, x: &Row) -> [PerClass; N_FEATURES] {
-        self.explain_generic(x)
+        kernels::explain8(self, x, self.isa)
     }
 }
 
@@ -315,6 +324,6 @@ impl Predictor for Mps<16> {
     }
 
     fn explain(&self, x: &Row) -> [PerClass; N_FEATURES] {
-        self.explain_generic(x)
+        kernels::explain16(self, x, self.isa)
     }
 }

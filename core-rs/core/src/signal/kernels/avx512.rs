@@ -11,10 +11,10 @@ use std::arch::x86_64::{
     _mm512_setr_epi32, _mm512_setzero_ps, _mm512_shuffle_f32x4, _mm512_storeu_ps, _mm512_sub_ps,
 };
 
-use super::Output;
+use super::{Changes, Output};
 use crate::signal::logistic::Logistic;
 use crate::signal::mlp::{FIRST_INPUTS, Hidden, LANES_MAX, Lane, Mlp, as_floats};
-use crate::signal::mps::{Hot, LEFT_PAIRS, RIGHT_PAIRS};
+use crate::signal::mps::{Hot, LEFT_PAIRS, Mps, RIGHT_PAIRS};
 use crate::signal::preprocess::{Preprocess, T_MAX};
 use crate::signal::softmax::softmax;
 use crate::signal::{N_CLASSES, PADDED, PerClass, Row};
@@ -319,4 +319,14 @@ pub fn mlp(w: &Mlp, x: &Row) -> Output {
         sum16(sum) + w.b3[c]
     });
     (z, softmax::<true>(z, w.inv_temperature))
+}
+
+#[target_feature(enable = "avx512f,avx512dq,avx512vl,avx2,fma")]
+pub fn explain8(w: &Mps<8>, x: &Row) -> Changes {
+    w.explain_generic(x)
+}
+
+#[target_feature(enable = "avx512f,avx512dq,avx512vl,avx2,fma")]
+pub fn explain16(w: &Mps<16>, x: &Row) -> Changes {
+    w.explain_generic(x)
 }

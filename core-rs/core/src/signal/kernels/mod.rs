@@ -14,8 +14,8 @@ mod scalar;
 
 use super::logistic::Logistic;
 use super::mlp::Mlp;
-use super::mps::Hot;
-use super::{Isa, PerClass, Row};
+use super::mps::{Hot, Mps};
+use super::{Isa, N_FEATURES, PerClass, Row};
 
 /// Logits before the temperature, and probabilities after it.
 pub type Output = (PerClass, PerClass);
@@ -58,4 +58,17 @@ pub fn logistic(w: &Logistic, x: &Row) -> Output {
 #[inline]
 pub fn mlp(w: &Mlp, x: &Row) -> Output {
     dispatch!(w.isa, mlp, w, x)
+}
+
+/// Logit changes by feature.
+pub type Changes = [PerClass; N_FEATURES];
+
+#[expect(unsafe_code, reason = "calls functions compiled for the detected instruction set")]
+pub fn explain8(w: &Mps<8>, x: &Row, isa: Isa) -> Changes {
+    dispatch!(isa, explain8, w, x)
+}
+
+#[expect(unsafe_code, reason = "calls functions compiled for the detected instruction set")]
+pub fn explain16(w: &Mps<16>, x: &Row, isa: Isa) -> Changes {
+    dispatch!(isa, explain16, w, x)
 }

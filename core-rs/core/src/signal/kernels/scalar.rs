@@ -1,9 +1,9 @@
 //! The plain twin of the vector kernels: any processor, and the oracle they are tested against.
 
-use super::Output;
+use super::{Changes, Output};
 use crate::signal::logistic::Logistic;
 use crate::signal::mlp::Mlp;
-use crate::signal::mps::{END_SITES, END_TERMS, Hot, LEFT_PAIRS, RIGHT_PAIRS};
+use crate::signal::mps::{END_SITES, END_TERMS, Hot, LEFT_PAIRS, Mps, RIGHT_PAIRS};
 use crate::signal::softmax::softmax;
 use crate::signal::{N_CLASSES, PADDED, Row};
 
@@ -91,4 +91,12 @@ pub fn logistic(w: &Logistic, x: &Row) -> Output {
 pub fn mlp(w: &Mlp, x: &Row) -> Output {
     let z = w.rest(&w.first(&w.pre.squash(x)));
     (z, softmax::<false>(z, w.inv_temperature))
+}
+
+pub fn explain8(w: &Mps<8>, x: &Row) -> Changes {
+    w.explain_generic(x)
+}
+
+pub fn explain16(w: &Mps<16>, x: &Row) -> Changes {
+    w.explain_generic(x)
 }
