@@ -324,12 +324,12 @@ fn bulk_signals<'py>(
     bulk_arrays(py, ts, p, mid)
 }
 
-fn bulk_arrays<'py>(
-    py: Python<'py>,
+fn bulk_arrays(
+    py: Python<'_>,
     ts: Vec<i64>,
     p: Vec<f32>,
     mid: Vec<f64>,
-) -> PyResult<BulkArrays<'py>> {
+) -> PyResult<BulkArrays<'_>> {
     Ok((
         PyArray1::from_vec(py, p).reshape([ts.len(), N_CLASSES])?,
         PyArray1::from_vec(py, ts),

@@ -18,11 +18,12 @@ class FillConfig(_Section, frozen=True, kw_only=True):
     """How resting and crossing orders fill."""
 
     probability_fill_on_limit: float = 0.0
-    """Chance that a limit order fills when its price is only touched; 0 = back of the queue."""
+    """Chance that a limit order fills when its price is only touched, where no queue is tracked."""
     probability_slippage: float = 0.0
     """Chance that a market order on a top-of-book venue slips one tick."""
     queue_position: bool = True
-    """Track the size ahead of a resting order where the data carries trades."""
+    """Track the size ahead of a resting order where the data carries trades: it fills when they
+    have used that size up, or when the market moves through its price."""
 
 
 class VenueConfig(_Section, frozen=True, kw_only=True):
