@@ -55,7 +55,7 @@ def main() -> None:
         cli.add_command(entry.load())
     console = Console(stderr=True)
     try:
-        cli.main(standalone_mode=False)
+        cli.main(prog_name="qbtc", standalone_mode=False)
     except click.ClickException as error:
         error.show()
         sys.exit(2)

@@ -1,0 +1,5 @@
+"""``python -m qbtc``: the command line."""
+
+from qbtc.cli import main
+
+main()
