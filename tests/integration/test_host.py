@@ -187,10 +187,44 @@ def test_what_a_strategy_catches_itself_is_its_own_business(tmp_path: Path, cach
     play(tmp_path, cache, strategies=[strategy(tmp_path, body)]).raise_if_failed()
 
 
+def test_a_strategy_that_stops_itself_stops_alone(tmp_path: Path, cache: Path) -> None:
+    body = """
+    def on_start(self):
+        self.subscribe_quotes(InstrumentId.from_str(self.params.instrument))
+        self.count = 0
+        self.name = str(self.strategy_id)
+
+    def on_quote(self, quote):
+        self.count += 1
+        if self.count == 20 and self.name == "Mine-001":
+            self.stop()  # Nautilus keeps its own attributes borrowed until this returns
+
+    def on_stop(self):
+        with open(PLACE, "a") as file:
+            file.write(f"{self.name} {self.count}\\n")
+    """
+    place = tmp_path / "stopped"
+    entry = strategy(tmp_path, body.replace("PLACE", repr(str(place))))
+    outcome = play(tmp_path, cache, strategies=[entry, entry])
+    outcome.raise_if_failed()
+    quotes = outcome.result.data[0].replayed["quotes"]
+    assert place.read_text().splitlines() == ["Mine-001 20", f"Mine-002 {quotes}"]
+
+
+def test_a_callback_without_a_python_frame_still_fails_the_run(tmp_path: Path, cache: Path) -> None:
+    body = """
+    def on_start(self):
+        self.clock.set_timer("t", timedelta(seconds=1), callback={}.__getitem__)
+    """
+    outcome = play(tmp_path, cache, strategies=[strategy(tmp_path, body)])
+    with pytest.raises(RunFailed, match=r"processed .* of .* events"):
+        outcome.raise_if_failed()
+
+
 def test_a_failing_baseline_fails_the_run(tmp_path: Path, cache: Path) -> None:
     entry = strategy(tmp_path, BUSY.replace("WHERE", "'on_quote'"))
     outcome = play(tmp_path, cache, baselines=[entry])
-    with pytest.raises(RunFailed, match="a bug in on_quote"):
+    with pytest.raises(RunFailed, match=r"baseline Mine: .*a bug in on_quote"):
         outcome.raise_if_failed()
     assert outcome.result.status == "failed"
     assert outcome.result.baselines[0].status == "failed"

@@ -210,7 +210,8 @@ def _play(
                 done = (ts - market.span_ns[0]) / max(market.span_ns[1] - market.span_ns[0], 1)
                 progress(f"running {name}", min(max(done, 0.0), 1.0))
 
-            components += [*own_feeds, Pulse(market.span_ns, beat)]
+            pulse = Pulse(market.span_ns, beat)
+            components += [*own_feeds, pulse]
             for actor in components:
                 node.add_actor(_RUN, actor)
             for loaded, identity in zip(strategies, ids, strict=True):
@@ -220,7 +221,7 @@ def _play(
             for component in components:
                 trap.watch(component)
             feeds.rank(components)
-            in_sequence(components, market.span_ns[1], feeds.drop_all)
+            in_sequence(components, pulse.at_end, feeds.drop_all)
             built = time.perf_counter()
             played.build_s = built - began
             _run_node(node, trap, played, market)
@@ -247,7 +248,9 @@ def _run_node(node: BacktestNode, trap: ExceptionTrap, played: Played, market: M
         played.stopped_ns = max([played.stopped_ns, market.span_ns[0], *ended])
         played.stopped_ns = min(played.stopped_ns, market.span_ns[1])
     if trap.error is not None:
-        played.error = _as_failure(trap.error)
+        played.error = _as_failure(
+            trap.error, "" if played.name == RUN_SERIES else f"baseline {played.name}: "
+        )
     elif refused is not None:
         played.error = RunFailed(f"Nautilus refused to run: {refused}")
     elif played.events != market.items:
@@ -257,7 +260,7 @@ def _run_node(node: BacktestNode, trap: ExceptionTrap, played: Played, market: M
         )
 
 
-def _as_failure(error: BaseException) -> BaseException:
+def _as_failure(error: BaseException, who: str) -> BaseException:
     """Make the error that ends the run of an exception that a callback let out."""
     if isinstance(error, KeyboardInterrupt | InputError):
         return error
@@ -265,7 +268,7 @@ def _as_failure(error: BaseException) -> BaseException:
     if error.__traceback__ is not None:
         last = traceback.extract_tb(error.__traceback__)[-1]
         where = f" ({Path(last.filename).name}:{last.lineno}, in {last.name})"
-    failure = RunFailed(f"{type(error).__name__}: {error}{where}")
+    failure = RunFailed(f"{who}{type(error).__name__}: {error}{where}")
     failure.__cause__ = error
     failure.add_note("".join(traceback.format_exception(error)).rstrip())
     return failure

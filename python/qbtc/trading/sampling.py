@@ -82,8 +82,13 @@ class Pulse(DataActor):
         return super().__new__(cls, config)  # type: ignore[call-arg]
 
     def __init__(self, span_ns: tuple[int, int], beat: Callable[[int], None]) -> None:
+        self._end = span_ns[1]
         self._interval = max((span_ns[1] - span_ns[0]) // PULSES, 1_000)
         self._beat = beat
+
+    def at_end(self) -> bool:
+        """Say whether event time has reached the end of the span."""
+        return self.clock.timestamp_ns() >= self._end
 
     def on_start(self) -> None:
         """Set the timer."""

@@ -16,7 +16,9 @@ __all__ = ["in_sequence"]
 
 
 def in_sequence(
-    components: Sequence[Any], end_ns: int, stopped: Callable[[Any], None] = lambda it: None
+    components: Sequence[Any],
+    at_end: Callable[[], bool],
+    stopped: Callable[[Any], None] = lambda it: None,
 ) -> None:
     """Make components start and stop in this order, whatever order Nautilus calls them in.
 
@@ -24,8 +26,9 @@ def in_sequence(
     ----------
     components
         Actors and strategies of one node that has not been run yet.
-    end_ns
-        Event time of the last event.
+    at_end
+        Whether the last event was processed. It must not ask the clock of the component that
+        stops: Nautilus has borrowed that one while the component stops itself.
     stopped
         Called with each component after its ``on_stop``.
     """
@@ -41,8 +44,7 @@ def in_sequence(
                 on_start()
 
     def stop(component: Any) -> None:
-        at_end = component.clock.timestamp_ns() >= end_ns
-        for other in components if at_end else (component,):
+        for other in components if at_end() else (component,):
             on_stop = stops.pop(id(other), None)
             if on_stop is not None and waiting == 0:
                 on_stop()
