@@ -7,39 +7,33 @@ use crate::signal::mps::{END_SITES, END_TERMS, Hot, LEFT_PAIRS, Mps, RIGHT_PAIRS
 use crate::signal::softmax::softmax;
 use crate::signal::{N_CLASSES, PADDED, Row};
 
-/// The environment after one end's sites: Horner from the last site's input to the first's.
+/// The environment after one end's sites: Horner from the last site's input to the first's, over
+/// flat runs of floats, which the compiler turns into vectors.
 fn end<const X: usize>(w: &Hot<X>, end: usize, u: &Row) -> [f32; X] {
-    let mut terms = [[0.0; X]; END_TERMS / 2];
     let inputs = w.end_inputs(end, u);
-    let mut half = END_TERMS / 2;
-    fold(&mut terms, &w.ends[end][..half], &w.ends[end][half..], inputs[END_SITES - 1]);
+    let mut terms = [[0.0; X]; END_TERMS / 2];
+    let sums = terms.as_flattened_mut();
+    let mut half = sums.len();
+    let (low, high) = w.ends[end].as_flattened().split_at(half);
+    for ((sum, low), high) in sums.iter_mut().zip(low).zip(high) {
+        *sum = low + inputs[END_SITES - 1] * high;
+    }
     for &x in inputs[..END_SITES - 1].iter().rev() {
         half /= 2;
-        let (low, high) = terms.split_at_mut(half);
+        let (low, high) = sums.split_at_mut(half);
         for (low, high) in low.iter_mut().zip(high) {
-            for b in 0..X {
-                low[b] += x * high[b];
-            }
+            *low += x * *high;
         }
     }
     terms[0]
 }
 
-/// `out = low + x high`
-fn fold<const X: usize>(out: &mut [[f32; X]], low: &[[f32; X]], high: &[[f32; X]], x: f32) {
-    for ((out, low), high) in out.iter_mut().zip(low).zip(high) {
-        for b in 0..X {
-            out[b] = low[b] + x * high[b];
-        }
-    }
-}
-
 /// Row vector times a matrix.
 fn times<const X: usize>(v: &[f32; X], m: &[[f32; X]; X]) -> [f32; X] {
     let mut y = [0.0; X];
-    for (&s, row) in v.iter().zip(m) {
-        for (y, &m) in y.iter_mut().zip(row) {
-            *y += s * m;
+    for a in 0..X {
+        for b in 0..X {
+            y[b] += v[a] * m[a][b];
         }
     }
     y
