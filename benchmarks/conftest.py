@@ -53,7 +53,7 @@ def pytest_runtest_makereport(
     outcome = yield
     if call.excinfo is not None:
         reason = call.excinfo.exconly().splitlines()[0].removeprefix("Skipped: ")
-        item.config.stash[_REPORT].missing.append((item.name, reason))
+        item.config.stash[_REPORT].missing.setdefault(item.name, reason)
     return outcome
 
 
@@ -69,6 +69,6 @@ def pytest_terminal_summary(config: pytest.Config) -> None:
         return
     console = Console(width=max(Console().width, 150))
     console.print(report.table())
-    for name, reason in report.missing:
+    for name, reason in report.missing.items():
         console.print(f"not measured: {name}: {reason}", highlight=False, markup=False)
     console.print(f"wrote {(OUT / 'report.json').relative_to(ROOT)} and report.md")

@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from qbtc import _core
-from qbtc.config.data import RecordingSource
+from qbtc.config.data import RecordingSource, SyntheticSource
 from qbtc.core.columns import EventColumns, EventKind
 from qbtc.data.catalog import Dataset, open_source
 
@@ -36,6 +36,12 @@ def synthetic(duration_s: float) -> EventColumns:
         size_increment=0.001,
         synthetic=True,
     )
+
+
+def synthetic_catalog(duration_s: float, folder: Path) -> Dataset:
+    """Import ``duration_s`` of the synthetic market into a catalog below ``folder``."""
+    source = SyntheticSource(instrument=INSTRUMENT, seed=SEED, duration_s=duration_s)
+    return open_source(source, folder, cache_dir=folder)
 
 
 def only(columns: EventColumns, kind: EventKind) -> EventColumns:

@@ -85,8 +85,8 @@ class Report:
     machine: str
     git: str
     entries: list[Entry] = field(default_factory=list)
-    missing: list[tuple[str, str]] = field(default_factory=list)
-    """Benchmarks that gave no row, with the reason."""
+    missing: dict[str, str] = field(default_factory=dict)
+    """Benchmarks that did not end well, with the first reason."""
 
     def add(
         self,
@@ -161,7 +161,7 @@ class Report:
             lines += [""]
         if self.missing:
             lines += ["## Not measured", ""]
-            lines += [f"- {name}: {reason}" for name, reason in self.missing] + [""]
+            lines += [f"- {name}: {reason}" for name, reason in self.missing.items()] + [""]
         return "\n".join(lines)
 
     def table(self) -> Table:

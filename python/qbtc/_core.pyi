@@ -468,6 +468,40 @@ class SignalSession:
         Kinds: ``quotes``, ``trades``, ``depth`` (level changes and clears), ``lead_quotes``.
         """
 
+class ReplaySession:
+    """A :class:`SignalSession` that knows its events beforehand: for replays of a catalog.
+
+    The events are read from columns, up to and with the quote that the host is at and never
+    beyond; reading them out of host objects costs several times the features and the model. The
+    same bits as a :class:`SignalSession` that is given every event.
+
+    Parameters
+    ----------
+    model
+        Shared, not copied.
+    columns
+        Everything the host will replay of the instrument, in its order; copied, 48 bytes each.
+    keep_from_ns
+        As in :class:`SignalSession`.
+    """
+
+    def __new__(
+        cls, model: SignalModel, columns: _Columns, keep_from_ns: int | None = None
+    ) -> ReplaySession: ...
+    def on_quote_tick(self, tick: object, /) -> Signal | None:
+        """Take all events up to this Nautilus ``QuoteTick``; the signal, or None while not warm.
+
+        Only its ``ts_init`` is read (every 256th is compared in full). A quote that is not the
+        next one of the columns raises ``CoreInputError``.
+        """
+
+    def drain(self) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float64]]:
+        """As :meth:`SignalSession.drain`."""
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """As :attr:`SignalSession.counts`."""
+
 def bulk_signals(
     columns: _Columns, model: SignalModel
 ) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float64]]:

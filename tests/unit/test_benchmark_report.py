@@ -80,7 +80,7 @@ def test_a_ratio_target_without_a_peer_is_missed(report: Report) -> None:
 
 def test_the_markdown_tells_what_was_not_measured_and_why(report: Report) -> None:
     report.add("kernels", "n", _samples(100.0), note="How it was done.")
-    report.missing.append(("test_replay", "no recording"))
+    report.missing["test_replay"] = "no recording"
     text = report.markdown()
     assert "## kernels" in text
     assert "n: How it was done." in text

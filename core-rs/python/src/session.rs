@@ -109,6 +109,23 @@ impl Kept {
             self.mid.push(signal.mid);
         }
     }
+
+    /// The answer for Python, kept on the way if it is to be kept.
+    fn give(
+        &mut self,
+        session: &signal::SignalSession,
+        signal: Option<signal::Signal>,
+    ) -> Option<Signal> {
+        let inner = signal?;
+        self.push(&inner);
+        Some(Signal { inner, model: Arc::clone(session.model()) })
+    }
+
+    fn drain<'py>(&mut self, py: Python<'py>) -> PyResult<BulkArrays<'py>> {
+        let empty = Self { from_ns: self.from_ns, ..Self::default() };
+        let Self { ts, p, mid, .. } = std::mem::replace(self, empty);
+        bulk_arrays(py, ts, p, mid)
+    }
 }
 
 #[pyclass(module = "qbtc._core")]
@@ -119,14 +136,6 @@ struct SignalSession {
     levels: Vec<(Side, f64, f64)>,
 }
 
-impl SignalSession {
-    fn give(&mut self, signal: Option<signal::Signal>) -> Option<Signal> {
-        let inner = signal?;
-        self.kept.push(&inner);
-        Some(Signal { inner, model: Arc::clone(self.inner.model()) })
-    }
-}
-
 /// Attribute of a host object as a double (its number protocol) or an integer.
 fn number(object: &Bound<'_, PyAny>, name: &Bound<'_, PyString>) -> PyResult<f64> {
     object.getattr(name)?.extract()
@@ -134,6 +143,17 @@ fn number(object: &Bound<'_, PyAny>, name: &Bound<'_, PyString>) -> PyResult<f64
 
 fn time(object: &Bound<'_, PyAny>) -> PyResult<i64> {
     object.getattr(intern!(object.py(), "ts_init"))?.extract()
+}
+
+/// Bid, bid size, ask, ask size.
+fn quote(tick: &Bound<'_, PyAny>) -> PyResult<[f64; 4]> {
+    let py = tick.py();
+    Ok([
+        number(tick, intern!(py, "bid_price"))?,
+        number(tick, intern!(py, "bid_size"))?,
+        number(tick, intern!(py, "ask_price"))?,
+        number(tick, intern!(py, "ask_size"))?,
+    ])
 }
 
 /// `value` of an enum attribute.
@@ -184,16 +204,12 @@ impl SignalSession {
         ask_size: f64,
     ) -> PyResult<Option<Signal>> {
         let signal = self.inner.on_quote(ts, bid, bid_size, ask, ask_size).map_err(to_py)?;
-        Ok(self.give(signal))
+        Ok(self.kept.give(&self.inner, signal))
     }
 
     #[pyo3(signature = (tick, /))]
     fn on_quote_tick(&mut self, tick: &Bound<'_, PyAny>) -> PyResult<Option<Signal>> {
-        let py = tick.py();
-        let bid = number(tick, intern!(py, "bid_price"))?;
-        let bid_size = number(tick, intern!(py, "bid_size"))?;
-        let ask = number(tick, intern!(py, "ask_price"))?;
-        let ask_size = number(tick, intern!(py, "ask_size"))?;
+        let [bid, bid_size, ask, ask_size] = quote(tick)?;
         self.on_quote(time(tick)?, bid, bid_size, ask, ask_size)
     }
 
@@ -263,13 +279,11 @@ impl SignalSession {
 
     fn signal(&mut self) -> Option<Signal> {
         let signal = self.inner.signal();
-        self.give(signal)
+        self.kept.give(&self.inner, signal)
     }
 
     fn drain<'py>(&mut self, py: Python<'py>) -> PyResult<BulkArrays<'py>> {
-        let kept = Kept { from_ns: self.kept.from_ns, ..Kept::default() };
-        let Kept { ts, p, mid, .. } = std::mem::replace(&mut self.kept, kept);
-        bulk_arrays(py, ts, p, mid)
+        self.kept.drain(py)
     }
 
     fn is_warm(&self) -> bool {
@@ -283,15 +297,64 @@ impl SignalSession {
 
     #[getter]
     fn counts<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let counts = self.inner.counts();
-        let out = PyDict::new(py);
-        out.set_item("quotes", counts.quotes)?;
-        out.set_item("trades", counts.trades)?;
-        out.set_item("depth", counts.depth)?;
-        out.set_item("lead_quotes", counts.lead_quotes)?;
-        out.set_item("rejected", counts.rejected)?;
-        out.set_item("signals", counts.signals)?;
-        Ok(out)
+        counts_dict(py, self.inner.counts())
+    }
+}
+
+fn counts_dict(py: Python<'_>, counts: signal::Counts) -> PyResult<Bound<'_, PyDict>> {
+    let out = PyDict::new(py);
+    out.set_item("quotes", counts.quotes)?;
+    out.set_item("trades", counts.trades)?;
+    out.set_item("depth", counts.depth)?;
+    out.set_item("lead_quotes", counts.lead_quotes)?;
+    out.set_item("rejected", counts.rejected)?;
+    out.set_item("signals", counts.signals)?;
+    Ok(out)
+}
+
+/// Every so many quotes a replay compares its columns with the host's event.
+const COMPARE_EVERY: u64 = 256;
+
+#[pyclass(module = "qbtc._core")]
+struct ReplaySession {
+    inner: signal::Replay,
+    kept: Kept,
+}
+
+#[pymethods]
+impl ReplaySession {
+    #[new]
+    #[pyo3(signature = (model, columns, keep_from_ns = None))]
+    fn new(
+        model: &Bound<'_, SignalModel>,
+        columns: &Bound<'_, PyAny>,
+        keep_from_ns: Option<i64>,
+    ) -> PyResult<Self> {
+        let arrays = EventArrays::of(columns)?;
+        let (config, events) = (feature_config(columns)?, arrays.columns()?);
+        let model = Arc::clone(&model.get().model);
+        let inner = signal::Replay::new(model, config, events).map_err(to_py)?;
+        Ok(Self { inner, kept: Kept { from_ns: keep_from_ns, ..Kept::default() } })
+    }
+
+    #[pyo3(signature = (tick, /))]
+    fn on_quote_tick(&mut self, tick: &Bound<'_, PyAny>) -> PyResult<Option<Signal>> {
+        let signal = self.inner.on_quote(time(tick)?).map_err(to_py)?;
+        let session = self.inner.session();
+        if session.counts().quotes % COMPARE_EVERY == 1 && quote(tick)? != self.inner.quote() {
+            let reason = "the host's quote is not the one in the columns";
+            return Err(to_py(Error::input("columns", reason)));
+        }
+        Ok(self.kept.give(session, signal))
+    }
+
+    fn drain<'py>(&mut self, py: Python<'py>) -> PyResult<BulkArrays<'py>> {
+        self.kept.drain(py)
+    }
+
+    #[getter]
+    fn counts<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        counts_dict(py, self.inner.session().counts())
     }
 }
 
@@ -341,5 +404,6 @@ fn bulk_arrays(
 pub fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_class::<Signal>()?;
     m.add_class::<SignalSession>()?;
+    m.add_class::<ReplaySession>()?;
     m.add_function(wrap_pyfunction!(bulk_signals, m)?)
 }

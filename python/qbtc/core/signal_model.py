@@ -179,6 +179,23 @@ class SignalModel:
         """Make a row to write into and infer from: the quickest way to infer from Python."""
         return _core.SignalBuffer(self.core)
 
+    def replay(
+        self, columns: EventColumns, *, keep_from_ns: int | None = None
+    ) -> _core.ReplaySession:
+        """Features and model of one instrument whose events are known beforehand.
+
+        Signals are kept as in :meth:`session`.
+
+        Raises
+        ------
+        DataError
+            If the columns do not fit together.
+        """
+        try:
+            return _core.ReplaySession(self.core, columns, keep_from_ns)
+        except _core.CoreInputError as error:
+            raise DataError(f"{columns.instrument}: {error}") from None
+
     def session(
         self, *, price_increment: float, size_increment: float, keep_from_ns: int | None = None
     ) -> _core.SignalSession:

@@ -48,7 +48,7 @@ from nautilus_trader.execution import DefaultFillModel, MakerTakerFeeModel, Stat
 
 from qbtc.config import RunConfig, SignalConfig
 from qbtc.core.signal_model import SignalModel
-from qbtc.data.catalog import open_source
+from qbtc.data.catalog import Dataset, open_source
 from qbtc.errors import ConfigError, InputError, RunFailed
 from qbtc.trading.feeds import Feed, FeedKind, Feeds
 from qbtc.trading.ledger import Played, take_out
@@ -59,14 +59,21 @@ from qbtc.trading.record import make_run_directory, record
 from qbtc.trading.result import RUN_SERIES, RunResult, WallTime
 from qbtc.trading.sampling import DurationSampler, Pulse
 from qbtc.trading.sequence import in_sequence
-from qbtc.trading.signal_actor import LeadFeed, SignalActor, SignalSession, open_session
+from qbtc.trading.signal_actor import (
+    LeadFeed,
+    QuoteSession,
+    SignalActor,
+    Span,
+    event_session,
+    replay_session,
+)
 from qbtc.trading.strategy import HostLinks, QbtcStrategy, SignalBoard
 from qbtc.trading.trap import ExceptionTrap
 
 __all__ = ["Outcome", "SessionOpener", "execute", "run"]
 
-type SessionOpener = Callable[[SignalModel, float, float, int], SignalSession]
-"""Makes the features and model of an instrument: ``signal_actor.open_session``."""
+type SessionOpener = Callable[[SignalModel, Dataset, Span, int], QuoteSession]
+"""Makes the features and model of an instrument: ``signal_actor.replay_session``."""
 
 CHUNK_EVENTS = 100_000
 _RUN = "run"
@@ -128,7 +135,7 @@ def execute(
     *,
     output_dir: Path | None = None,
     opener: Opener = open_source,
-    sessions: SessionOpener = open_session,
+    sessions: SessionOpener = replay_session,
     progress: Progress = lambda what, share: None,
 ) -> Outcome:
     """Run a plan and write its run directory; what went wrong is in the outcome.
@@ -196,7 +203,7 @@ def _play(
     try:
         for entry, model in entries:
             assert sessions is not None
-            components += _signal_actors(entry, model, market, board, feeds, sessions)
+            components += _signal_actors(entry, model, market, plan.span_ns, board, feeds, sessions)
         played.signals = [item for item in components if isinstance(item, SignalActor)]
         with _interruptible() as interrupted:
 
@@ -365,27 +372,27 @@ def _signal_actors(
     entry: SignalConfig,
     model: SignalModel,
     market: Market,
+    span: Span,
     board: SignalBoard,
     feeds: Feeds,
     sessions: SessionOpener,
 ) -> list[Any]:
     index = [item.instrument_id for item in market.sets].index(entry.instrument)
-    instrument = market.sets[index].instrument
+    dataset = market.sets[index]
     silent = model.metadata.train_end_ns if entry.in_sample == "skip" else 0
-    session = sessions(
-        model, float(instrument.price_increment), float(instrument.size_increment), silent
-    )
+    # Of two instruments at one time only the node knows the order: then every event is heard.
+    led = event_session(model, dataset, silent) if entry.lead is not None else None
     actor = SignalActor(
         instrument=entry.instrument,
-        session=session,
+        session=led or sessions(model, dataset, span, silent),
         handlers=board.handlers(entry.instrument),
         silent_before_ns=silent,
         feeds=feeds,
     )
-    if entry.lead is None:
+    if entry.lead is None or led is None:
         return [actor]
     # The lead first: at equal times its quote is part of what the signal may know.
-    lead = LeadFeed(instrument=entry.instrument, lead=entry.lead, session=session, feeds=feeds)
+    lead = LeadFeed(instrument=entry.instrument, lead=entry.lead, session=led, feeds=feeds)
     return [lead, actor]
 
 

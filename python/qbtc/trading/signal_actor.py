@@ -1,9 +1,10 @@
 """From market events to model signals, inside the node.
 
 A ``SignalActor`` hears one instrument's quotes, trades and book changes and makes one call into
-Rust per event; features and model live there. At a quote the session answers with a ``Signal``, or
-None while the features are not warmed up. The actor gives the signal to the strategies listening on
-its board, before they see the quote itself, and logs it.
+Rust per event; features and model live there. In a replay it hears the quotes only: the session has
+the events already, as columns of the catalog that the node replays. At a quote the session answers
+with a ``Signal``, or None while the features are not warmed up. The actor gives the signal to the
+strategies listening on its board, before they see the quote itself, and logs it.
 
 The callbacks are closures made once: names in a closure are read faster than attributes of a
 Nautilus component, and there is one branch less per event than with a general handler. Another
@@ -11,7 +12,7 @@ venue's quotes come through a ``LeadFeed`` of their own, so that no event asks w
 """
 
 from collections.abc import Callable
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
@@ -20,25 +21,53 @@ from nautilus_trader.model import ActorId, OrderBookDeltas, QuoteTick, TradeTick
 from numpy.typing import NDArray
 
 from qbtc.core.signal_model import SignalModel
+from qbtc.data.catalog import Dataset
 from qbtc.errors import RunFailed
 from qbtc.messages import Signal
 from qbtc.trading.feeds import Feeds
 from qbtc.trading.result import SIGNALS
 from qbtc.trading.strategy import SignalHandler
 
-__all__ = ["LeadFeed", "SignalActor", "SignalLog", "SignalSession", "open_session"]
+__all__ = [
+    "LeadFeed",
+    "QuoteSession",
+    "SignalActor",
+    "SignalLog",
+    "SignalSession",
+    "Span",
+    "event_session",
+    "replay_session",
+]
+
+REPLAY_EVENTS_MAX = 20_000_000
+"""Up to here the events of an instrument are replayed from columns: 48 bytes each, 1 GB."""
+
+type Span = tuple[int | None, int | None]
+"""From and to, UNIX ns, both inclusive; None is open."""
 
 
-class SignalSession(Protocol):
-    """What the actor needs of ``qbtc._core.SignalSession``: features and model of an instrument.
+class QuoteSession(Protocol):
+    """Features and model of an instrument that need only be told its quotes.
 
     Each method raises ``ValueError`` for an event that is not finite, crossed, of zero size or back
-    in time. The objects are read from Rust, which is quicker than reading four attributes here.
+    in time.
     """
 
     def on_quote_tick(self, tick: object, /) -> Signal | None:
         """Take a quote; answer with the signal, or None while not warmed up."""
         ...
+
+    def drain(self) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float64]]:
+        """Hand over the signals kept so far: probabilities (n, 3), ts (n) and mid (n)."""
+        ...
+
+
+@runtime_checkable
+class SignalSession(QuoteSession, Protocol):
+    """Features and model of an instrument that must be told every event.
+
+    The objects are read from Rust, which is quicker than reading four attributes here.
+    """
 
     def on_trade_tick(self, tick: object, /) -> None:
         """Take a trade."""
@@ -52,18 +81,36 @@ class SignalSession(Protocol):
         """Take another venue's quote."""
         ...
 
-    def drain(self) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float64]]:
-        """Hand over the signals kept so far: probabilities (n, 3), ts (n) and mid (n)."""
-        ...
 
+def event_session(model: SignalModel, dataset: Dataset, keep_from_ns: int) -> SignalSession:
+    """Make the features and model of one instrument, to be told every event.
 
-def open_session(
-    model: SignalModel, price_increment: float, size_increment: float, keep_from_ns: int
-) -> SignalSession:
-    """Make the features and model of one instrument; keep its signals from a time on."""
+    Its signals are kept from ``keep_from_ns`` on.
+    """
+    instrument = dataset.instrument
     return model.session(
-        price_increment=price_increment, size_increment=size_increment, keep_from_ns=keep_from_ns
+        price_increment=float(instrument.price_increment),
+        size_increment=float(instrument.size_increment),
+        keep_from_ns=keep_from_ns,
     )
+
+
+def replay_session(
+    model: SignalModel, dataset: Dataset, span: Span, keep_from_ns: int
+) -> QuoteSession:
+    """Make the features and model of one instrument, with its events as columns.
+
+    Reading the numbers out of Nautilus's objects costs several times the features, and the node
+    replays the same catalog; the signals are the same bits. Data without quotes, or with more than
+    ``REPLAY_EVENTS_MAX`` events, is heard event by event.
+    """
+    if not dataset.counts["quotes"] or sum(dataset.counts.values()) > REPLAY_EVENTS_MAX:
+        return event_session(model, dataset, keep_from_ns)
+    columns = dataset.columns()
+    start, end = span
+    first = int(columns.ts[0]) if start is None else start
+    last = int(columns.ts[-1]) if end is None else end
+    return model.replay(columns.slice_time(first, last + 1), keep_from_ns=keep_from_ns)
 
 
 class SignalLog:
@@ -74,7 +121,7 @@ class SignalLog:
     null in ``signals.parquet``.
     """
 
-    def __init__(self, instrument: str, session: SignalSession) -> None:
+    def __init__(self, instrument: str, session: QuoteSession) -> None:
         self._instrument = instrument
         self._session = session
         self._blocks: list[tuple[Any, Any, Any]] = []  # probabilities (n, 3), ts (n), mid (n)
@@ -142,7 +189,7 @@ class SignalActor(DataActor):
         self,
         *,
         instrument: str,
-        session: SignalSession,
+        session: QuoteSession,
         handlers: list[SignalHandler],
         silent_before_ns: int,
         feeds: Feeds,
@@ -152,11 +199,11 @@ class SignalActor(DataActor):
         self.not_warm = 0
         self.skipped_in_sample = 0
         self._feeds = feeds
-        vars(self).update(
-            on_quote=self._quote_callback(session, handlers, silent_before_ns),
-            on_trade=self._trade_callback(session),
-            on_book_deltas=self._depth_callback(session),
-        )
+        self._hears_all = isinstance(session, SignalSession)
+        vars(self)["on_quote"] = self._quote_callback(session, handlers, silent_before_ns)
+        if isinstance(session, SignalSession):
+            vars(self)["on_trade"] = self._trade_callback(session)
+            vars(self)["on_book_deltas"] = self._depth_callback(session)
 
     @property
     def quotes(self) -> int:
@@ -167,11 +214,12 @@ class SignalActor(DataActor):
         """Listen to what the data has of the instrument."""
         label = f"Signal-{self.instrument}"
         self._feeds.listen("quotes", self.instrument, self, label, self.on_quote)
-        self._feeds.listen("trades", self.instrument, self, label, self.on_trade)
-        self._feeds.listen("depth", self.instrument, self, label, self.on_book_deltas)
+        if self._hears_all:
+            self._feeds.listen("trades", self.instrument, self, label, self.on_trade)
+            self._feeds.listen("depth", self.instrument, self, label, self.on_book_deltas)
 
     def _quote_callback(
-        self, session: SignalSession, handlers: list[SignalHandler], silent_before: int
+        self, session: QuoteSession, handlers: list[SignalHandler], silent_before: int
     ) -> Callable[[QuoteTick], None]:
         core = session.on_quote_tick
         log = self.published

@@ -189,7 +189,7 @@ pub(crate) fn apply(
 
 /// Adds the row to an error of an event.
 #[cold]
-fn at_row(error: Error, row: usize) -> Error {
+pub(crate) fn at_row(error: Error, row: usize) -> Error {
     match error {
         Error::Input { field, reason } => {
             Error::Input { field, reason: format!("{reason} (row {row})") }

@@ -35,6 +35,7 @@ mod model;
 mod mps;
 pub mod preprocess;
 pub mod reference;
+mod replay;
 mod session;
 mod softmax;
 pub mod train;
@@ -42,6 +43,7 @@ pub mod train;
 pub use guard::Guard;
 pub use isa::Isa;
 pub use model::{Model, Session};
+pub use replay::Replay;
 pub use session::{Counts, Signal, SignalSession, bulk_signals};
 
 pub use crate::features::{N_FEATURES, PADDED};

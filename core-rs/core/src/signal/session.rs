@@ -5,7 +5,11 @@ use std::sync::Arc;
 
 use super::{Model, PADDED, Probabilities, Row};
 use crate::Result;
-use crate::features::{Aggressor, Columns, FeatureConfig, FeatureEngine, Side, bulk_rows};
+use crate::features::{
+    Aggressor, Columns, FeatureConfig, FeatureEngine, Side,
+    bulk::{apply, kind},
+    bulk_rows,
+};
 
 /// What a session has seen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -22,6 +26,18 @@ pub struct Counts {
     pub rejected: u64,
     /// Signals given.
     pub signals: u64,
+}
+
+impl Counts {
+    /// The counter of events of a kind, as it stands in columns.
+    fn of(&mut self, event: u8) -> &mut u64 {
+        match event {
+            kind::QUOTE => &mut self.quotes,
+            kind::TRADE => &mut self.trades,
+            kind::LEAD_QUOTE => &mut self.lead_quotes,
+            _ => &mut self.depth,
+        }
+    }
 }
 
 /// Probabilities at one moment, with the row of features they follow from.
@@ -139,6 +155,16 @@ impl SignalSession {
     pub fn on_lead_quote(&mut self, ts_ns: i64, bid: f64, ask: f64) -> Result<()> {
         let taken = self.engine.on_lead_quote(ts_ns, bid, ask);
         self.count(taken, |counts| &mut counts.lead_quotes, 1)
+    }
+
+    /// Takes one event as it stands in columns ([`Columns`]).
+    ///
+    /// # Errors
+    /// [`crate::Error::Input`]; the state is unchanged.
+    #[inline]
+    pub(super) fn take(&mut self, ts_ns: i64, event: u8, side: u8, values: [f64; 4]) -> Result<()> {
+        let taken = apply(&mut self.engine, ts_ns, event, side, values);
+        self.count(taken, |counts| counts.of(event), 1)
     }
 
     /// The signal as of the last event; none while the features are not warm.
