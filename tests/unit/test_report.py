@@ -15,12 +15,12 @@ from rundirs import INSTRUMENT, MadeUp, make_run
 
 from qbtc.cli import cli
 from qbtc.errors import DataError
-from qbtc.trading.report import write_report
+from qbtc.trading.report.page import write_report
+from qbtc.trading.report.rundir import after_training, read_run
+from qbtc.trading.report.summary import print_summary
+from qbtc.trading.report.toml_text import to_toml
+from qbtc.trading.report.wording import money
 from qbtc.trading.result import RunResult, write_result
-from qbtc.trading.rundir import after_training, read_run
-from qbtc.trading.summary import print_summary
-from qbtc.trading.toml_text import to_toml
-from qbtc.trading.wording import money
 
 _PLOTLY = re.compile(r'<script id="plotly">.*?</script>', re.DOTALL)
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from qbtc.trading import quality
-from qbtc.trading.charts import thin
-from qbtc.trading.rundir import Columns
+from qbtc.trading.report import quality
+from qbtc.trading.report.charts import thin
+from qbtc.trading.report.rundir import Columns
 
 STEP_NS = 100_000_000
 

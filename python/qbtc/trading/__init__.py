@@ -2,5 +2,5 @@
 
 ``plan`` loads and checks, ``market`` opens the data, ``host`` builds and runs the node (the only
 place that does), ``ledger`` takes orders and fills out of it, ``record`` writes the run directory,
-``report`` and ``summary`` tell people. Strategies derive from ``strategy.QbtcStrategy``.
+``report`` tells people. Strategies derive from ``strategy.QbtcStrategy``.
 """

@@ -34,8 +34,8 @@ def backtest(path: Path, as_json: bool, output: Path | None) -> None:
     # Imported here so that `qbtc config` and `--help` do not wait for Nautilus and plotly.
     from qbtc.trading.host import execute
     from qbtc.trading.plan import make_plan
-    from qbtc.trading.report import write_report
-    from qbtc.trading.summary import print_summary
+    from qbtc.trading.report.page import write_report
+    from qbtc.trading.report.summary import print_summary
 
     console = Console(stderr=True, highlight=False)
     plan = make_plan(load_config(path, RunConfig), path.resolve().parent)
@@ -54,8 +54,8 @@ def backtest(path: Path, as_json: bool, output: Path | None) -> None:
 @click.argument("folder", metavar="RUN_DIR", type=click.Path(path_type=Path))
 def report(folder: Path) -> None:
     """Write report.html of a run again, from the run directory alone, and print its summary."""
-    from qbtc.trading.report import write_report
-    from qbtc.trading.summary import print_summary
+    from qbtc.trading.report.page import write_report
+    from qbtc.trading.report.summary import print_summary
 
     write_report(folder)
     print_summary(folder)

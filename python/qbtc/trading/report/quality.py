@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from qbtc.trading.rundir import Columns
+from qbtc.trading.report.rundir import Columns
 
 __all__ = ["HORIZONS_S", "Estimate", "HorizonQuality", "Reliability", "by_horizon", "reliability"]
 

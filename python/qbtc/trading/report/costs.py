@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from qbtc.trading.rundir import RunDirectory
+from qbtc.trading.report.rundir import RunDirectory
 
 __all__ = ["CostLine", "cost_lines", "spread_paid"]
 

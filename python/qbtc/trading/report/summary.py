@@ -11,10 +11,9 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from qbtc.trading.quality import by_horizon, horizons_for
-from qbtc.trading.result import Performance, RunResult
-from qbtc.trading.rundir import RunDirectory, after_training, read_run
-from qbtc.trading.wording import (
+from qbtc.trading.report.quality import by_horizon, horizons_for
+from qbtc.trading.report.rundir import RunDirectory, after_training, read_run
+from qbtc.trading.report.wording import (
     count,
     data_label,
     duration,
@@ -25,6 +24,7 @@ from qbtc.trading.wording import (
     sample,
     standing,
 )
+from qbtc.trading.result import Performance, RunResult
 
 __all__ = ["print_summary"]
 

@@ -15,10 +15,10 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 from plotly.subplots import make_subplots
 
-from qbtc.trading.quality import Estimate, HorizonQuality, Reliability
+from qbtc.trading.report.quality import Estimate, HorizonQuality, Reliability
+from qbtc.trading.report.rundir import Columns
+from qbtc.trading.report.wording import money
 from qbtc.trading.result import RUN_SERIES, Histogram
-from qbtc.trading.rundir import Columns
-from qbtc.trading.wording import money
 
 __all__ = [
     "calibration",

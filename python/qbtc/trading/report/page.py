@@ -20,12 +20,11 @@ from qbtc.pages import (
     section,
     table,
 )
-from qbtc.trading import charts, quality
-from qbtc.trading.costs import CostLine, cost_lines
-from qbtc.trading.result import DataSetResult, Performance, RunResult, SignalResult
-from qbtc.trading.rundir import Columns, RunDirectory, after_training, read_run
-from qbtc.trading.toml_text import to_toml
-from qbtc.trading.wording import (
+from qbtc.trading.report import charts, quality
+from qbtc.trading.report.costs import CostLine, cost_lines
+from qbtc.trading.report.rundir import Columns, RunDirectory, after_training, read_run
+from qbtc.trading.report.toml_text import to_toml
+from qbtc.trading.report.wording import (
     basis_points,
     count,
     data_label,
@@ -39,6 +38,7 @@ from qbtc.trading.wording import (
     sample,
     standing,
 )
+from qbtc.trading.result import DataSetResult, Performance, RunResult, SignalResult
 
 __all__ = ["REPORT_NAME", "write_report"]
 
