@@ -218,6 +218,8 @@ def _data(what: MadeUp, span: tuple[int, int]) -> DataSetResult:
         sha256={} if what.synthetic else {"recording.gz": "ef" * 32},
         source_counts=counts,
         catalog_counts=counts,
+        left_out={},
+        added={},
         replayed=counts,
         span_ns=span,
         notes=() if what.synthetic else ("clock offset -1.270 s corrected",),

@@ -19,7 +19,7 @@ from qbtc.trading.report.page import write_report
 from qbtc.trading.report.rundir import after_training, read_run
 from qbtc.trading.report.summary import print_summary
 from qbtc.trading.report.toml_text import to_toml
-from qbtc.trading.report.wording import money
+from qbtc.trading.report.wording import import_changes, money
 from qbtc.trading.result import RunResult, write_result
 
 _PLOTLY = re.compile(r'<script id="plotly">.*?</script>', re.DOTALL)
@@ -234,3 +234,10 @@ def test_the_summary_is_plain_off_a_terminal_and_ends_with_the_report(tmp_path: 
     assert money(result.performance.pnl_after_costs, sign=True) in text
     assert result.fills_sha256 in text
     assert INSTRUMENT in text
+
+
+def test_the_import_column_accounts_for_every_event_of_the_source(tmp_path: Path) -> None:
+    data = make_run(tmp_path, MadeUp()).data[0]
+    data = msgspec.structs.replace(data, left_out={"depth": 259}, added={"depth": 1})
+    assert import_changes(data, "depth") == "-259 +1"
+    assert import_changes(data, "quotes") == ""

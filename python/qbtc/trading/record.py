@@ -20,7 +20,7 @@ from qbtc.config import RunConfig, SignalConfig
 from qbtc.core.build import build_info
 from qbtc.core.signal_model import SignalModel
 from qbtc.data.catalog import Dataset
-from qbtc.errors import ConfigError
+from qbtc.errors import ConfigError, RunFailed
 from qbtc.trading.accounting import Curve, Fill, curve_of, performance_of, thin
 from qbtc.trading.ledger import Played, Status
 from qbtc.trading.market import Market, iso
@@ -163,6 +163,7 @@ def _strategy_performance(
 def _data_result(dataset: Dataset, replay: Replay, tag: str) -> DataSetResult:
     assert replay.span_ns is not None
     manifest = dataset.manifest
+    left_out, added = _import_changes(dataset)
     return DataSetResult(
         instrument=dataset.instrument_id,
         source=tag,
@@ -170,11 +171,42 @@ def _data_result(dataset: Dataset, replay: Replay, tag: str) -> DataSetResult:
         sha256={item["name"]: item["sha256"] for item in manifest.get("files", ())},
         source_counts=dict(dataset.source_counts),
         catalog_counts=dict(dataset.counts),
+        left_out=left_out,
+        added=added,
         replayed={
             name: replay.counts.get(name, 0) for name in ("quotes", "trades", "depth", "bars")
         },
         span_ns=replay.span_ns,
         notes=_data_notes(manifest),
+    )
+
+
+_DEPTH_LEFT_OUT = ("superseded_levels", "unsynchronised_levels", "damaged_levels")
+
+
+def _import_changes(dataset: Dataset) -> tuple[dict[str, int], dict[str, int]]:
+    """Events of the source that the import left out, and those it added, by type.
+
+    Raises
+    ------
+    RunFailed
+        They do not account for the catalog's counts.
+    """
+    depth = dataset.manifest.get("depth", {})
+    damaged = dataset.manifest.get("damaged", {}).get("total", 0)
+    left_out = {"depth": sum(depth.get(key, 0) for key in _DEPTH_LEFT_OUT)}
+    added = {"depth": depth.get("clears_added", 0)}
+    for name, source in dataset.source_counts.items():
+        lost = source - left_out.get(name, 0) + added.get(name, 0) - dataset.counts[name]
+        if not 0 <= lost <= damaged:
+            raise RunFailed(
+                f"{dataset.instrument_id}: {lost:,} {name} of the source are not accounted for; "
+                f"delete {dataset.catalog_path} and run again"
+            )
+        left_out[name] = left_out.get(name, 0) + lost
+    return (
+        {name: number for name, number in left_out.items() if number},
+        {name: number for name, number in added.items() if number},
     )
 
 

@@ -141,6 +141,10 @@ class DataSetResult(_Record, frozen=True, kw_only=True):
     source_counts: dict[str, int]
     """Events in the source files: quotes, trades, depth, bars."""
     catalog_counts: dict[str, int]
+    left_out: dict[str, int]
+    """Source events that the import left out, for a reason in ``notes``."""
+    added: dict[str, int]
+    """Events that the import added (book clears): source - left_out + added = catalog."""
     replayed: dict[str, int]
     """Events given to the engine; fewer than the source where ``start``/``end`` cut the span."""
     span_ns: tuple[int, int]

@@ -29,6 +29,7 @@ from qbtc.trading.report.wording import (
     count,
     data_label,
     duration,
+    import_changes,
     method,
     moment,
     money,
@@ -536,7 +537,7 @@ def _latency(result: RunResult) -> Html:
 def _data(result: RunResult) -> Html:
     head = (
         *("Instrument", "Source", "Kind", "Span", "Events"),
-        *("In source", "In catalog", replayed_label(result), ""),
+        *("In source", "Import", "In catalog", replayed_label(result), ""),
     )
     rows: list[list[str]] = []
     for data in result.data:
@@ -575,15 +576,16 @@ def _event_rows(data: DataSetResult) -> list[list[str]]:
             "SYNTHETIC" if data.synthetic else "REAL",
             duration(data.span_ns),
         )
-        same = "all" if source == replayed else f"{100 * replayed / source:.1f} %" if source else ""
+        share = f"{100 * replayed / catalog:.1f} %" if catalog else ""
         rows.append(
             [
                 *(first if not i else [""] * 4),
                 kind,
                 count(source),
+                import_changes(data, kind),
                 count(catalog),
                 count(replayed),
-                same,
+                "all" if catalog == replayed else share,
             ]
         )
     return rows

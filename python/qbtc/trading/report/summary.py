@@ -17,6 +17,7 @@ from qbtc.trading.report.wording import (
     count,
     data_label,
     duration,
+    import_changes,
     method,
     money,
     outcome,
@@ -69,14 +70,19 @@ def _headline(run: RunDirectory) -> Panel:
 
 
 def _data(result: RunResult) -> Table:
-    table = _table("Data", "Span", "Events", "Source", replayed_label(result))
+    table = _table("Data", "Span", "Events", "Source", "Import", replayed_label(result))
     for data in result.data:
         kind = "SYNTHETIC" if data.synthetic else data.source
         first = (f"{data.instrument} {kind}", duration(data.span_ns))
         used = [name for name, number in data.source_counts.items() if number] or ["none"]
         for i, name in enumerate(used):
-            numbers = (data.source_counts.get(name, 0), data.replayed.get(name, 0))
-            table.add_row(*(first if not i else ("", "")), name, *map(count, numbers))
+            table.add_row(
+                *(first if not i else ("", "")),
+                name,
+                count(data.source_counts.get(name, 0)),
+                import_changes(data, name),
+                count(data.replayed.get(name, 0)),
+            )
     return table
 
 

@@ -2,13 +2,14 @@
 
 from datetime import UTC, datetime
 
-from qbtc.trading.result import RUN_SERIES, RunResult
+from qbtc.trading.result import RUN_SERIES, DataSetResult, RunResult
 
 __all__ = [
     "basis_points",
     "count",
     "data_label",
     "duration",
+    "import_changes",
     "method",
     "moment",
     "money",
@@ -78,6 +79,12 @@ def data_label(result: RunResult) -> str:
         frozenset({True}): "SYNTHETIC",
         frozenset({False}): "REAL",
     }.get(frozenset(kinds), "PARTLY SYNTHETIC")
+
+
+def import_changes(data: DataSetResult, name: str) -> str:
+    """Say what the import left out and added of one type of event: ``-259 +1``, or nothing."""
+    changes = ((data.left_out, "-"), (data.added, "+"))
+    return " ".join(f"{sign}{count(part[name])}" for part, sign in changes if part.get(name))
 
 
 def replayed_label(result: RunResult) -> str:
