@@ -72,8 +72,8 @@ def _headline(run: RunDirectory) -> Panel:
 def _data(result: RunResult) -> Table:
     table = _table("Data", "Span", "Events", "Source", "Import", replayed_label(result))
     for data in result.data:
-        kind = "SYNTHETIC" if data.synthetic else data.source
-        first = (f"{data.instrument} {kind}", duration(data.span_ns))
+        label = " SYNTHETIC" if data.synthetic else ""
+        first = (data.instrument + label, duration(data.span_ns))
         used = [name for name, number in data.source_counts.items() if number] or ["none"]
         for i, name in enumerate(used):
             table.add_row(
