@@ -70,6 +70,7 @@ check: setup ## format, lint, types, import contracts
 	.venv/bin/ruff format --check
 	.venv/bin/ruff check
 	.venv/bin/mypy
+	$(PY) -m mypy.stubtest qbtc._core --ignore-disjoint-bases
 	.venv/bin/lint-imports
 
 fix: setup ## format and mend what the tools can

@@ -12,6 +12,29 @@ from typing import Any, Literal, Protocol, TypedDict, final, type_check_only
 import numpy as np
 from numpy.typing import NDArray
 
+__all__ = [
+    "CoreInputError",
+    "CoreModelError",
+    "FeatureEngine",
+    "ReplaySession",
+    "Signal",
+    "SignalBuffer",
+    "SignalModel",
+    "SignalSession",
+    "build_info",
+    "bulk_features",
+    "bulk_signals",
+    "feature_notation",
+    "feature_schema_sha256",
+    "feature_table",
+    "simulate_market",
+    "time_events",
+    "time_inference",
+    "train_logistic",
+    "train_mlp",
+    "train_mps",
+]
+
 class CoreInputError(ValueError):
     """A number from outside is not finite, out of range, or of the wrong sign."""
 
@@ -282,6 +305,7 @@ def train_mps(
     :func:`train_mlp`.
     """
 
+@final
 class SignalModel:
     """A checked model file on the Rust core; read-only, may be shared between threads.
 
@@ -335,6 +359,7 @@ class SignalModel:
         The same bits as :meth:`infer`, on any number of ``threads`` (default: all cores).
         """
 
+@final
 class SignalBuffer:
     """A model and the row it reads: write features into ``x``, then call ``infer()``.
 
@@ -350,6 +375,7 @@ class SignalBuffer:
     def infer(self) -> tuple[float, float, float]:
         """Probabilities (down, flat, up) of the row as it stands."""
 
+@final
 class Signal:
     """The answer of a :class:`SignalSession`; frozen.
 
@@ -395,6 +421,7 @@ class Signal:
     def explain(self) -> NDArray[np.float32]:
         """Logit changes (26, 3) when one feature alone is set to its training mean."""
 
+@final
 class SignalSession:
     """Features and model of one instrument: one call per market event.
 
@@ -468,6 +495,7 @@ class SignalSession:
         Kinds: ``quotes``, ``trades``, ``depth`` (level changes and clears), ``lead_quotes``.
         """
 
+@final
 class ReplaySession:
     """A :class:`SignalSession` that knows its events beforehand: for replays of a catalog.
 

@@ -105,8 +105,8 @@ def _losses(card: Card) -> Html:
             "Below 0 is better; in brackets the 95 % interval of a bootstrap over blocks of time.",
             css="note",
         ),
-        lead="Cross-entropy in nats after temperature (T). Validation chose, test was looked at "
-        f"once. All fits: mean and spread over seeds or settings.{missing}",
+        lead="Cross-entropy in nats after temperature (T). Validation chose; this training looked "
+        f"at test once, at its end. All fits: mean and spread over seeds or settings.{missing}",
     )
 
 
