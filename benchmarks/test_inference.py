@@ -47,6 +47,7 @@ def test_one_row_without_python(
     contenders |= {n: k.burst(rows, blocks=BLOCKS, calls=CALLS) for n, k in kernels.items()}
     samples = interleave(benchmark, contenders, rounds=ROUNDS)
     best = min(kernels, key=lambda name: samples[name].p50)
+    ways = ", ".join(f"{name} {samples[name].p50:.0f} ns" for name in kernels)
     trees = (f"{trained.trees.num_trees()} trees, tl2cgen ({best})", samples[best])
     for name, model in trained.ours.items():
         report.add(
@@ -55,7 +56,12 @@ def test_one_row_without_python(
             samples[name],
             trees,
             target=Target("ratio", 10.0) if name == "mps8" else None,
-            note=f"{model.isa} kernel; every call waits for the one before, ours and the peer's.",
+            note=(
+                f"{model.isa} kernel; every call waits for the one before, ours and the peer's."
+                f" The trees by way of compiling: {ways}."
+                if name == "mps8"
+                else ""
+            ),
         )
 
 
