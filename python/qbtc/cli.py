@@ -9,6 +9,7 @@ import sys
 from importlib.metadata import entry_points
 
 import click
+from click.exceptions import NoArgsIsHelpError
 from rich.console import Console
 from rich.markup import escape
 
@@ -56,14 +57,27 @@ def main() -> None:
     console = Console(stderr=True)
     try:
         cli.main(prog_name="qbtc", standalone_mode=False)
-    except click.ClickException as error:
+    except NoArgsIsHelpError as error:
         error.show()
+        sys.exit(2)
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx is not None else "qbtc"
+        _print_error(console, f"{error.format_message()} See {command} --help.")
+        sys.exit(2)
+    except click.ClickException as error:
+        _print_error(console, error.format_message())
         sys.exit(2)
     except (KeyboardInterrupt, click.Abort):
         console.print("interrupted")
         sys.exit(130)
     except QbtcError as error:
-        console.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        _print_error(console, str(error))
         for note in getattr(error, "__notes__", []):
             console.print(note, highlight=False, markup=False, soft_wrap=True)
         sys.exit(error.exit_code)
+
+
+def _print_error(console: Console, message: str) -> None:
+    """Print one line, whatever a strategy or a library wrote into its message."""
+    line = " ".join(message.split())
+    console.print(f"[bold red]error:[/] {escape(line)}", highlight=False, soft_wrap=True)

@@ -8,8 +8,8 @@ from msgspec import Meta
 from qbtc.config.data import DataSource
 
 type Count = Annotated[int, Meta(ge=1)]
-type Positive = Annotated[float, Meta(gt=0)]
-type NotNegative = Annotated[float, Meta(ge=0)]
+type Positive = Annotated[float, Meta(gt=0, le=1e9)]
+type NotNegative = Annotated[float, Meta(ge=0, le=1e9)]
 type Fraction = Annotated[float, Meta(gt=0, lt=1)]
 
 

@@ -273,7 +273,9 @@ def load_model(path: str | os.PathLike[str], *, isa: str | None = None) -> Signa
     try:
         core = _core.SignalModel(path, isa=isa)
     except (_core.CoreModelError, _core.CoreInputError, OSError) as error:
-        raise ModelError(f"{path}: {error}") from error
+        # A schema error already says what to do.
+        remedy = "" if "train the model again" in str(error) else "; train the model again"
+        raise ModelError(f"{path}: {error}{remedy}") from error
     return SignalModel(path, core.kind, ModelMetadata.from_strings(core.metadata), core)
 
 

@@ -291,7 +291,9 @@ def _write(parsed: Parsed, instrument_id: str, path: Path, manifest: dict[str, A
         path.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=".making-", dir=path.parent))
     except OSError as error:
-        raise DataError(f"{path.parent}: cannot be written: {error.strerror}") from None
+        raise DataError(
+            f"{path.parent}: cannot be written: {error.strerror}; make room for it there"
+        ) from None
     try:
         catalog = ParquetDataCatalog(str(work))
         catalog.write_instruments([instrument])

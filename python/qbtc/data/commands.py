@@ -48,7 +48,7 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdo
 _cache = click.option(
     "--cache-dir",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Where catalogs are kept (default .qbtc/catalog).",
+    help="Where catalogs are kept  [default: .qbtc/catalog]",
 )
 _instrument = click.option(
     "--instrument",
@@ -66,14 +66,22 @@ def data() -> None:
 
 @data.command()
 @_instrument
-@click.option("--kind", type=click.Choice(["klines", "trades", "aggTrades"]), default="klines")
-@click.option("--interval", type=click.Choice(INTERVALS), default="1m", help="Of klines.")
+@click.option(
+    "--kind",
+    type=click.Choice(["klines", "trades", "aggTrades"]),
+    default="klines",
+    show_default=True,
+)
+@click.option(
+    "--interval", type=click.Choice(INTERVALS), default="1m", show_default=True, help="Of klines."
+)
 @click.option("--from", "first", type=_day, required=True, help="First day (UTC), included.")
 @click.option("--to", "last", type=_day, required=True, help="Last day (UTC), included.")
 @click.option(
     "--period",
     type=click.Choice(["auto", "daily", "monthly"]),
     default="auto",
+    show_default=True,
     help="auto: closed whole months as one file, the rest by day.",
 )
 @click.option("--base-url", default=ARCHIVE_URL, show_default=True, help="The archive.")
@@ -168,6 +176,7 @@ def fetch(
     "kind_of_file",
     type=click.Choice(["auto", "recording", "klines", "archive"]),
     default="auto",
+    show_default=True,
     help="auto: .parquet are packed klines, .zip and .csv archive files, others recordings.",
 )
 @click.option(
@@ -242,8 +251,12 @@ def list_(cache_dir: Path | None, as_json: bool) -> None:
 
 @data.command()
 @_instrument
-@click.option("--seed", type=click.IntRange(0), default=1, show_default=True)
-@click.option("--duration", "duration_s", type=float, default=600.0, show_default=True, help="s")
+@click.option(
+    "--seed", type=click.IntRange(0), default=1, show_default=True, help="Same seed, same market."
+)
+@click.option(
+    "--duration", "duration_s", type=float, default=600.0, show_default=True, help="In seconds."
+)
 @click.option(
     "--edge",
     type=float,
@@ -251,8 +264,14 @@ def list_(cache_dir: Path | None, as_json: bool) -> None:
     show_default=True,
     help="Strength of the informed flow; 0: nothing can be predicted.",
 )
-@click.option("--start", default="2024-01-01T00:00:00Z", show_default=True)
-@click.option("--price", type=float, default=60_000.0, show_default=True, help="At the start.")
+@click.option("--start", default="2024-01-01T00:00:00Z", show_default=True, help="UTC.")
+@click.option(
+    "--price",
+    type=float,
+    default=60_000.0,
+    show_default=True,
+    help="At the start, in quote currency.",
+)
 @_cache
 @_json
 def synth(
@@ -265,7 +284,10 @@ def synth(
     cache_dir: Path | None,
     as_json: bool,
 ) -> None:
-    """Generate the synthetic market; labelled synthetic in everything made from it."""
+    """Generate the synthetic market.
+
+    It is labelled synthetic in everything made from it.
+    """
     source = SyntheticSource(
         instrument=instrument_id,
         seed=seed,

@@ -127,5 +127,7 @@ def _parse_time(text: str) -> int:
         raise DataError(f"start {text!r} is not a time like 2024-01-01T00:00:00Z") from None
     if time.tzinfo is None:
         time = time.replace(tzinfo=UTC)
+    if not 1970 <= time.year < 2200:
+        raise DataError(f"start {text!r} is not between 1970 and 2200")
     seconds = int(time.timestamp())
     return seconds * 1_000_000_000 + time.microsecond * 1_000

@@ -20,12 +20,13 @@ JSON_DROPS = {"curves", "reliability"}
 
 
 @click.command()
-@click.argument("config", type=click.Path(path_type=Path))
+@click.argument("config", metavar="CONFIG", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON on stdout.")
 def train(config: Path, as_json: bool) -> None:
-    """Train signal models from CONFIG and write them with their cards.
+    """Train signal models and write them with their cards.
 
-    Progress and tables go to stderr. Nothing is written before every model is trained.
+    The models go to the config's output_dir (default: models). Progress and tables go to stderr.
+    Nothing is written before every model is trained.
     """
     from qbtc.config import TrainConfig, load_config
     from qbtc.evaluate.train import train as run
@@ -154,7 +155,10 @@ def _summary(trained: "Trained") -> dict[str, object]:
 @click.option("--json", "as_json", is_flag=True, help="Print the table as JSON on stdout.")
 @click.option("--markdown", is_flag=True, help="Print docs/features.md on stdout.")
 def features(as_json: bool, markdown: bool) -> None:
-    """List the 26 features: name, unit, formula, warm-up, and what changes them."""
+    """List the 26 features.
+
+    Name, unit, formula, warm-up, and what changes each; as a table on stderr.
+    """
     from qbtc.evaluate.feature_table import as_dict, as_markdown, as_table
 
     if as_json:

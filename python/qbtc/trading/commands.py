@@ -1,7 +1,8 @@
 """The commands ``backtest``, ``report`` and ``config``: argument checking and printing only."""
 
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 import click
@@ -22,14 +23,15 @@ _CONFIG = click.argument("path", metavar="CONFIG", type=click.Path(path_type=Pat
 @click.option("--json", "as_json", is_flag=True, help="Print result.json on stdout.")
 @click.option(
     "--output",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Parent of the run directory (default: the config's output_dir).",
+    type=click.Path(path_type=Path),
+    help="Parent of the run directory  [default: the config's output_dir, or runs]",
 )
 def backtest(path: Path, as_json: bool, output: Path | None) -> None:
-    """Run a config on recorded or synthetic data and report what it came to.
+    """Run a config and report what it came to.
 
-    Writes runs/<run id>/ with result.json, Parquet tables and report.html. A summary goes to
-    stderr. Exit code 0: complete; 2: wrong input; 1: the run failed; 130: interrupted.
+    The data is recorded or synthetic. Writes runs/<run id>/ with result.json, Parquet tables and
+    report.html; a summary goes to stderr. Exit code 0: complete; 2: wrong input; 1: the run failed;
+    130: interrupted.
     """
     # Imported here so that `qbtc config` and `--help` do not wait for Nautilus and plotly.
     from qbtc.trading.host import execute
@@ -38,8 +40,9 @@ def backtest(path: Path, as_json: bool, output: Path | None) -> None:
     from qbtc.trading.report.summary import print_summary
 
     console = Console(stderr=True, highlight=False)
-    plan = make_plan(load_config(path, RunConfig), path.resolve().parent)
-    with _progress_bar(console) as progress:
+    # What a strategy prints goes to stderr: stdout is for the result.
+    with redirect_stdout(sys.stderr), _progress_bar(console) as progress:
+        plan = make_plan(load_config(path, RunConfig), path.resolve().parent)
         outcome = execute(plan, output_dir=output, progress=progress)
     write_report(outcome.folder)
     if as_json:
@@ -53,7 +56,10 @@ def backtest(path: Path, as_json: bool, output: Path | None) -> None:
 @click.command()
 @click.argument("folder", metavar="RUN_DIR", type=click.Path(path_type=Path))
 def report(folder: Path) -> None:
-    """Write report.html of a run again, from the run directory alone, and print its summary."""
+    """Write report.html of a run again.
+
+    It is made from the run directory alone; the summary goes to stderr.
+    """
     from qbtc.trading.report.page import write_report
     from qbtc.trading.report.summary import print_summary
 
@@ -63,13 +69,16 @@ def report(folder: Path) -> None:
 
 @click.group()
 def config() -> None:
-    """Check or print a run or training config without running it."""
+    """Check or print a config without running it."""
 
 
 @config.command()
 @_CONFIG
 def check(path: Path) -> None:
-    """Say whether a config is right: keys, strategies, models and that the data files exist."""
+    """Say whether a config is right.
+
+    Checks its keys, strategies and models, and that the data files exist.
+    """
     from qbtc.trading.plan import check_sources, make_plan
 
     loaded = _load_any(path)
@@ -100,7 +109,8 @@ def _load_any(path: Path) -> RunConfig | TrainConfig:
             return load_config(path, TrainConfig)
         except ConfigError as wrong_training:
             words = "strategies", "venue", "signals", "mode", "baselines"
-            is_run = path.is_file() and any(word in path.read_text("utf-8") for word in words)
+            text = path.read_text("utf-8", errors="replace") if path.is_file() else ""
+            is_run = any(word in text for word in words)
             raise (wrong_run if is_run else wrong_training) from None
 
 

@@ -62,9 +62,13 @@ def load_strategy(config: StrategyConfig, base: Path) -> LoadedStrategy:
 def _load_file(path: Path) -> ModuleType:
     if not path.is_file():
         near = difflib.get_close_matches(
-            path.name, [file.name for file in path.parent.glob("*.py")]
+            path.name, [file.name for file in path.parent.glob("*.py") if file.is_file()]
         )
-        hint = f"; did you mean {path.parent / near[0]}?" if near else ""
+        hint = (
+            f"; did you mean {path.parent / near[0]}?"
+            if near
+            else "; a path is relative to the config file"
+        )
         raise ConfigError(f"{path}: no such strategy file{hint}")
     name = f"strategies.{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
@@ -75,7 +79,7 @@ def _load_file(path: Path) -> ModuleType:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if before is None:
             del sys.modules[name]
         else:
@@ -87,24 +91,24 @@ def _load_file(path: Path) -> ModuleType:
 def _import(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError(
             f"strategy module {name!r}: {type(error).__name__}: {error}; "
             "a strategy in a file is written path/to/file.py:Class"
         ) from error
 
 
-def _where(error: Exception, path: Path) -> str:
+def _where(error: BaseException, path: Path) -> str:
     """Say in one line which line of the file failed and how."""
     if isinstance(error, SyntaxError) and error.filename is not None:
-        return f"{error.filename}:{error.lineno}: syntax error: {error.msg}"
+        return f"{error.filename}:{error.lineno}: syntax error: {error.msg}; mend that line"
     lines = [
         frame.lineno
         for frame in traceback.extract_tb(error.__traceback__)
         if frame.filename == str(path)
     ]
     at = f"{path}:{lines[-1]}" if lines else str(path)
-    return f"{at}: {type(error).__name__}: {error}"
+    return f"{at}: {type(error).__name__}: {error}; the file must run before its strategy can"
 
 
 def _find_class(module: ModuleType, name: str) -> type[QbtcStrategy[Any]]:

@@ -16,6 +16,11 @@ from qbtc.trading.loader import LoadedStrategy, load_strategy
 __all__ = ["Plan", "baseline_names", "check_sources", "config_sha256", "make_plan"]
 
 
+TIME_MIN = datetime(1970, 1, 1, tzinfo=UTC)
+TIME_END = datetime(2200, 1, 1, tzinfo=UTC)
+"""Nanoseconds since 1970 fit 64 bits until 2262."""
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """A config with everything loaded that needs no market data."""
@@ -44,14 +49,26 @@ def make_plan(config: RunConfig, base: Path) -> Plan:
     if not config.strategies:
         raise ConfigError("no strategies: add a [[strategies]] entry")
     _check_instruments(config)
-    return Plan(
+    start, end = _time(config.start, "start"), _time(config.end, "end")
+    if start is not None and end is not None and start > end:
+        raise ConfigError(f"start = {config.start!r} is after end = {config.end!r}; swap them")
+    plan = Plan(
         config=config,
         base=base,
         strategies=tuple(load_strategy(item, base) for item in config.strategies),
         baselines=tuple(load_strategy(item, base) for item in config.baselines),
         models=tuple(_load_model(item, base) for item in config.signals),
-        span_ns=(_time(config.start, "start"), _time(config.end, "end")),
+        span_ns=(start, end),
     )
+    names = [source.instrument for source in config.data]
+    for loaded in (*plan.strategies, *plan.baselines):
+        wanted = getattr(loaded.params, "instrument", None)
+        if isinstance(wanted, str) and wanted not in names:
+            raise ConfigError(
+                f"params of {loaded.path}: instrument = {wanted!r} has no [[data]] entry; "
+                f"the run has: {', '.join(names)}"
+            )
+    return plan
 
 
 def check_sources(sources: Sequence[DataSource], base: Path) -> None:
@@ -104,6 +121,11 @@ def _check_instruments(config: RunConfig) -> None:
                     f"[[signals]] wants {name}, but there is no [[data]] of it; "
                     f"the run has: {', '.join(names)}"
                 )
+        if entry.lead == entry.instrument:
+            raise ConfigError(
+                f"[[signals]] of {entry.instrument}: it cannot lead itself; "
+                "leave lead out or name another instrument"
+            )
     signalled = [entry.instrument for entry in config.signals]
     for name in signalled:
         if signalled.count(name) > 1:
@@ -132,5 +154,7 @@ def _time(text: str | None, key: str) -> int | None:
         ) from None
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
+    if not TIME_MIN <= moment < TIME_END:
+        raise ConfigError(f"{key} = {text!r} is not between {TIME_MIN:%Y} and {TIME_END:%Y}")
     whole = int(moment.replace(microsecond=0).timestamp())
     return whole * 1_000_000_000 + moment.microsecond * 1_000

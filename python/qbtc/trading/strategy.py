@@ -256,6 +256,8 @@ class QbtcStrategy[Params: StrategyParams](Strategy):
             It is not positive, or rounds to zero.
         """
         try:
+            if not size > 0:
+                raise ValueError("not above 0")
             quantity: Quantity = instrument.make_qty(size)
         except ValueError as error:
             raise ConfigError(

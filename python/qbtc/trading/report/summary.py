@@ -49,6 +49,8 @@ def print_summary(folder: Path, console: Console | None = None) -> None:
     signals = _signals(run)
     if signals is not None:
         console.print(signals)
+    for note in result.notes:
+        console.print(Text(f"note: {note}", style="yellow"), soft_wrap=True)
     console.print(Text(f"fills_sha256 {result.fills_sha256}", style="dim"), soft_wrap=True)
     console.print(Text(f"report {folder / 'report.html'}", style="bold"), soft_wrap=True)
 
