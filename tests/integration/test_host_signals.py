@@ -106,6 +106,52 @@ def test_signals_inside_the_training_span_are_silent_unless_allowed(
         assert "says nothing about the future" in said.note
 
 
+@pytest.mark.parametrize(
+    "span", [{}, {"start": "2024-01-01T00:00:05Z", "end": "2024-01-01T00:01:38Z"}]
+)
+def test_signals_with_a_lead_are_the_bulk_paths(
+    tmp_path: Path, cache: Path, span: dict[str, str]
+) -> None:
+    file = model(tmp_path / "m.safetensors")
+    data = [synthetic(duration_s=LONG_S), synthetic(SPOT, seed=4, duration_s=LONG_S)]
+    entry = {"instrument": PERP, "model": "m.safetensors", "lead": SPOT}
+    outcome = play(tmp_path, cache, data=data, strategies=[FLAT], signals=[entry], **span)
+    outcome.raise_if_failed()
+    table = pq.read_table(outcome.folder / "signals.parquet").to_pydict()
+    own, lead = (
+        open_source(convert(tree, SyntheticSource, "t"), tmp_path, cache_dir=cache).columns()
+        for tree in data
+    )
+    first, last = outcome.result.span_ns
+    bulk = bulk_signals(own.with_lead(lead).slice_time(first, last + 1), load_model(file))
+    warm = ~np.isnan(bulk.P[:, 0])
+    assert warm.sum() > 100
+    np.testing.assert_array_equal(bulk.ts[warm], table["ts"])
+    for column, name in enumerate(("p_down", "p_flat", "p_up")):
+        np.testing.assert_array_equal(bulk.P[warm, column], np.float32(table[name]))
+
+
+@pytest.mark.parametrize("before", [0, 1])
+def test_the_last_instant_that_training_saw_gets_no_signal(
+    tmp_path: Path, cache: Path, before: int
+) -> None:
+    source = convert(synthetic(duration_s=LONG_S), SyntheticSource, "t")
+    columns = open_source(source, tmp_path, cache_dir=cache).columns()
+    border = int(columns.ts[columns.kind == 0][-20])
+    model(tmp_path / "m.safetensors", train_end_ns=border - before)
+    outcome = play(
+        tmp_path,
+        cache,
+        data=[synthetic(duration_s=LONG_S)],
+        strategies=[FLAT],
+        signals=[{"instrument": PERP, "model": "m.safetensors"}],
+    )
+    outcome.raise_if_failed()
+    (said,) = outcome.result.signals
+    assert said.published == 19 + before
+    assert said.published_in_sample == 0
+
+
 def test_a_lead_venue_changes_the_signal(tmp_path: Path, cache: Path) -> None:
     model(tmp_path / "m.safetensors")
     data = [synthetic(duration_s=LONG_S), synthetic(SPOT, seed=4, duration_s=LONG_S)]

@@ -95,3 +95,11 @@ def test_a_thinned_curve_keeps_its_ends_and_extremes(values: list[float], rows_m
     assert rows[-1] == len(series) - 1
     assert series[rows].max() == series.max()
     assert series[rows].min() == series.min()
+
+
+def test_a_fill_after_the_last_event_costs_what_it_costs() -> None:
+    fills = [fill(10, +1, 100.0), fill(105, -1, 98.0)]
+    curve = curve_of(fills, {"A": mids((0, 100), (90, 99))}, SPAN)
+    own = performance_of("x", fills, curve, orders=2)
+    assert curve.ts.tolist() == [0, 90, 105]
+    assert (own.pnl_before_costs, own.fees, own.open_positions) == (-2.0, 1.0, 0)

@@ -75,7 +75,8 @@ class ModelMetadata(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     label_horizon_ns, label_threshold_bp
         The label: mid return over the horizon beyond the threshold (basis points).
     train_start_ns, train_end_ns
-        First and last training row, UNIX nanoseconds.
+        First training row, and the last instant that anything fitted or chosen could see (the
+        horizon of the last calibration row included), UNIX nanoseconds.
     val_logloss, val_ece
         On the validation slice, after the temperature; nats and [0, 1].
     baseline_logloss

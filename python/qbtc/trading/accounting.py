@@ -77,13 +77,15 @@ def curve_of(fills: Sequence[Fill], mids: dict[str, Mids], span_ns: tuple[int, i
     mids
         Mids of every instrument.
     span_ns
-        The curve begins and ends here.
+        The curve begins and ends here, or at the last fill: orders sent at the last events arrive
+        after them, and what they cost counts.
     """
+    begin, end = span_ns[0], max([span_ns[1], *(fill.ts_event for fill in fills)])
     traded = sorted({fill.instrument for fill in fills})
     times = [mids[name].ts for name in traded if name in mids]
     inner = np.unique(np.concatenate(times)) if times else np.empty(0, np.int64)
-    inner = inner[(inner > span_ns[0]) & (inner < span_ns[1])]
-    ts = np.concatenate(([span_ns[0]], inner, [span_ns[1]])).astype(np.int64)
+    inner = inner[(inner > begin) & (inner < end)]
+    ts = np.concatenate(([begin], inner, [end])).astype(np.int64)
     pnl = np.zeros(len(ts))
     fees = np.zeros(len(ts))
     net = np.zeros(len(ts))

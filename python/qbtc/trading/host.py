@@ -379,7 +379,8 @@ def _signal_actors(
 ) -> list[Any]:
     index = [item.instrument_id for item in market.sets].index(entry.instrument)
     dataset = market.sets[index]
-    silent = model.metadata.train_end_ns if entry.in_sample == "skip" else 0
+    # Training saw the instant of its end too.
+    silent = model.metadata.train_end_ns + 1 if entry.in_sample == "skip" else 0
     # Of two instruments at one time only the node knows the order: then every event is heard.
     led = event_session(model, dataset, silent) if entry.lead is not None else None
     actor = SignalActor(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
+import nautilus_trader.model as nt
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -128,7 +129,7 @@ def record(
         costs=costs,
         versions=_versions(),
         build_info=msgspec.to_builtins(build_info()),
-        notes=_notes(plan, market, main),
+        notes=_notes(plan, market, (main, *others)),
     )
     _write_tables(folder, main, curves, market, start_balance)
     write_result(result, folder)
@@ -236,7 +237,7 @@ def _signal_results(plan: Plan, main: Played) -> tuple[SignalResult, ...]:
     for entry, model, actor in zip(plan.config.signals, plan.models, main.signals, strict=True):
         times = actor.published.times()
         end = model.metadata.train_end_ns
-        outside = times[times >= end]
+        outside = times[times > end]
         found.append(
             SignalResult(
                 instrument=entry.instrument,
@@ -321,8 +322,9 @@ def _traceback_of(error: BaseException | None) -> str | None:
     return "".join(traceback.format_exception(error.__cause__ or error))
 
 
-def _notes(plan: Plan, market: Market, main: Played) -> tuple[str, ...]:
-    notes = []
+def _notes(plan: Plan, market: Market, played: Sequence[Played]) -> tuple[str, ...]:
+    main = played[0]
+    notes = [*_fill_notes(market, main), *_funding_notes(market, played)]
     if plan.config.venue.fill.queue_position and not market.has_trades:
         notes.append(
             "the data has no trades: queue positions cannot be tracked, limit orders fill when "
@@ -342,6 +344,40 @@ def _notes(plan: Plan, market: Market, main: Played) -> tuple[str, ...]:
                 f"not on {entry.instrument}"
             )
     return tuple(notes)
+
+
+def _fill_notes(market: Market, main: Played) -> Iterator[str]:
+    """Say where fills are better than a market would give."""
+    filled = {fill.instrument for fill in main.fills}
+    for dataset, replay in zip(market.sets, market.replays, strict=True):
+        if set(replay.counts) == {"bars"} and dataset.instrument_id in filled:
+            yield (
+                f"{dataset.instrument_id}: bars have no spread, and a market order fills at the "
+                "last close before it arrives, which is the one its signal came from"
+            )
+    late = sum(fill.ts_event > main.stopped_ns for fill in main.fills)
+    if late and main.error is None:
+        yield (
+            f"{late:,} of {len(main.fills):,} fills are of orders that arrived after the last "
+            "event, in a market that stands still"
+        )
+
+
+FUNDING_NS = 8 * 3600 * 1_000_000_000
+"""Binance settles funding at 00:00, 08:00 and 16:00 UTC."""
+
+
+def _funding_notes(market: Market, played: Sequence[Played]) -> Iterator[str]:
+    """Name the perpetuals that were held, possibly, when funding was due."""
+    filled = {fill.instrument for item in played for fill in item.fills}
+    due = market.span_ns[0] // FUNDING_NS != market.span_ns[1] // FUNDING_NS
+    for dataset in market.sets:
+        perpetual = isinstance(dataset.instrument, nt.CryptoPerpetual)
+        if due and perpetual and dataset.instrument_id in filled:
+            yield (
+                f"{dataset.instrument_id}: the span crosses a funding time (00:00, 08:00 or 16:00 "
+                "UTC); funding is not in the data and is neither paid nor earned"
+            )
 
 
 def _write_tables(

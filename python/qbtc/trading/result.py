@@ -174,7 +174,7 @@ class SignalResult(_Record, frozen=True, kw_only=True):
     quotes: int
     """Quotes of the instrument that were seen."""
     skipped_in_sample: int
-    """Quotes before the end of the training span: fed to the features, not signalled."""
+    """Quotes up to the end of the training span: fed to the features, not signalled."""
     not_warm: int
     """Quotes, at any time, at which the features were not warmed up."""
     published: int

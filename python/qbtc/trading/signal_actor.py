@@ -175,7 +175,7 @@ class SignalActor(DataActor):
     handlers
         Called with every signal and its quote, in this order; a live list.
     silent_before_ns
-        Publish nothing before this event time (end of the model's training span).
+        Publish nothing before this event time (the first after the model's training span).
     feeds
         Where market data comes from.
     """
