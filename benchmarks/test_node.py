@@ -18,7 +18,7 @@ from benchmarks.timing import Burst, interleave
 from qbtc.core.signal_model import SignalModel
 from qbtc.data.catalog import Dataset
 from qbtc.messages import Signal
-from qbtc.trading.signal_actor import SignalSession, event_session
+from qbtc.trading.signal_actor import event_session
 
 pytestmark = pytest.mark.benchmark
 
@@ -28,16 +28,11 @@ OURS, LIVE, HOLLOW = "signals", "signals, every event heard", "one answer"
 
 
 def _contenders(where: node.Market, model: SignalModel) -> dict[str, Burst]:
-    def heard(
-        model: SignalModel, dataset: Dataset, span: object, keep_from_ns: int
-    ) -> SignalSession:
-        return event_session(model, dataset, keep_from_ns)
-
     return {
         ALONE: node.burst(where, "Deaf"),
         NOOP: node.burst(where, "Noop"),
         OURS: node.burst(where, "Decider", model=model),
-        LIVE: node.burst(where, "Decider", model=model, sessions=heard),
+        LIVE: node.burst(where, "Decider", model=model, sessions=event_session),
     }
 
 

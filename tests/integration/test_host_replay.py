@@ -6,12 +6,12 @@ from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
-from hosted import PERP, cache, config, model, strategy, synthetic
+from hosted import PERP, SPOT, cache, config, model, strategy, synthetic
 
 from qbtc import _core
 from qbtc.config import SyntheticSource, convert
 from qbtc.core.columns import EventColumns
-from qbtc.core.signal_model import SignalModel, load_model
+from qbtc.core.signal_model import load_model
 from qbtc.data.catalog import Dataset, open_source
 from qbtc.trading.host import Outcome, SessionOpener, execute
 from qbtc.trading.plan import make_plan
@@ -45,10 +45,12 @@ def _run(folder: Path, cache: Path, sessions: SessionOpener, **options: object) 
     model(folder / "m.safetensors")
     plan = make_plan(
         config(
-            data=[synthetic(duration_s=DURATION_S)],
-            strategies=[strategy(folder, TRADER)],
-            signals=[{"instrument": PERP, "model": "m.safetensors"}],
-            **options,
+            **{
+                "data": [synthetic(duration_s=DURATION_S)],
+                "strategies": [strategy(folder, TRADER)],
+                "signals": [{"instrument": PERP, "model": "m.safetensors"}],
+            }
+            | options
         ),
         folder,
     )
@@ -64,7 +66,7 @@ def _run(folder: Path, cache: Path, sessions: SessionOpener, **options: object) 
 def test_a_replay_from_columns_gives_the_signals_and_fills_of_hearing_every_event(
     tmp_path: Path, cache: Path, span: dict[str, str]
 ) -> None:
-    heard = _run(tmp_path / "a", cache, _heard, **span)
+    heard = _run(tmp_path / "a", cache, event_session, **span)
     replayed = _run(tmp_path / "b", cache, replay_session, **span)
     signals = [pq.read_table(run.folder / "signals.parquet") for run in (heard, replayed)]
     assert signals[0].num_rows > 100
@@ -72,8 +74,34 @@ def test_a_replay_from_columns_gives_the_signals_and_fills_of_hearing_every_even
     assert heard.result.fills_sha256 == replayed.result.fills_sha256
 
 
-def _heard(model: SignalModel, dataset: Dataset, span: object, keep_from_ns: int) -> SignalSession:
-    return event_session(model, dataset, keep_from_ns)
+def test_a_lead_is_replayed_from_columns_too_unless_it_ties(tmp_path: Path, cache: Path) -> None:
+    loaded = load_model(model(tmp_path / "m.safetensors"))
+
+    def opened(instrument: str, start: str) -> Dataset:
+        values = synthetic(instrument, duration_s=DURATION_S, start=start)
+        return open_source(convert(values, SyntheticSource, "t"), tmp_path, cache_dir=cache)
+
+    own = opened(PERP, "2024-01-01T00:00:00Z")
+    apart, tied = (opened(SPOT, f"2024-01-01T00:00:00{part}Z") for part in (".1", ""))
+    everything = (None, None)
+    assert not isinstance(replay_session(loaded, own, apart, everything, 0), SignalSession)
+    assert isinstance(replay_session(loaded, own, tied, everything, 0), SignalSession)
+
+
+def test_a_replay_with_a_lead_gives_the_signals_of_hearing_every_event(
+    tmp_path: Path, cache: Path
+) -> None:
+    data = [
+        synthetic(duration_s=DURATION_S),
+        synthetic(SPOT, seed=4, duration_s=DURATION_S, start="2024-01-01T00:00:00.1Z"),
+    ]
+    entry = {"instrument": PERP, "model": "m.safetensors", "lead": SPOT}
+    heard = _run(tmp_path / "a", cache, event_session, data=data, signals=[entry])
+    replayed = _run(tmp_path / "b", cache, replay_session, data=data, signals=[entry])
+    signals = [pq.read_table(run.folder / "signals.parquet") for run in (heard, replayed)]
+    assert signals[0].num_rows > 100
+    assert signals[0].equals(signals[1])
+    assert heard.result.fills_sha256 == replayed.result.fills_sha256
 
 
 def _ticks(columns: EventColumns, count: int) -> list[SimpleNamespace]:

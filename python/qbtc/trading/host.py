@@ -63,8 +63,8 @@ from qbtc.trading.signal_actor import (
     LeadFeed,
     QuoteSession,
     SignalActor,
+    SignalSession,
     Span,
-    event_session,
     replay_session,
 )
 from qbtc.trading.strategy import HostLinks, QbtcStrategy, SignalBoard
@@ -72,7 +72,7 @@ from qbtc.trading.trap import ExceptionTrap
 
 __all__ = ["Outcome", "SessionOpener", "execute", "run"]
 
-type SessionOpener = Callable[[SignalModel, Dataset, Span, int], QuoteSession]
+type SessionOpener = Callable[[SignalModel, Dataset, Dataset | None, Span, int], QuoteSession]
 """Makes the features and model of an instrument: ``signal_actor.replay_session``."""
 
 CHUNK_EVENTS = 100_000
@@ -377,24 +377,24 @@ def _signal_actors(
     feeds: Feeds,
     sessions: SessionOpener,
 ) -> list[Any]:
-    index = [item.instrument_id for item in market.sets].index(entry.instrument)
-    dataset = market.sets[index]
+    sets = {item.instrument_id: item for item in reversed(market.sets)}
+    lead = None if entry.lead is None else sets[entry.lead]
     # Training saw the instant of its end too.
     silent = model.metadata.train_end_ns + 1 if entry.in_sample == "skip" else 0
-    # Of two instruments at one time only the node knows the order: then every event is heard.
-    led = event_session(model, dataset, silent) if entry.lead is not None else None
+    session = sessions(model, sets[entry.instrument], lead, span, silent)
     actor = SignalActor(
         instrument=entry.instrument,
-        session=led or sessions(model, dataset, span, silent),
+        session=session,
         handlers=board.handlers(entry.instrument),
         silent_before_ns=silent,
         feeds=feeds,
     )
-    if entry.lead is None or led is None:
+    if lead is None or not isinstance(session, SignalSession):
         return [actor]
     # The lead first: at equal times its quote is part of what the signal may know.
-    lead = LeadFeed(instrument=entry.instrument, lead=entry.lead, session=led, feeds=feeds)
-    return [lead, actor]
+    name = lead.instrument_id
+    feed = LeadFeed(instrument=entry.instrument, lead=name, session=session, feeds=feeds)
+    return [feed, actor]
 
 
 def _feeds(market: Market) -> list[Feed]:

@@ -20,6 +20,7 @@ from nautilus_trader.common import DataActor, DataActorConfig
 from nautilus_trader.model import ActorId, OrderBookDeltas, QuoteTick, TradeTick
 from numpy.typing import NDArray
 
+from qbtc.core.columns import EventColumns, EventKind
 from qbtc.core.signal_model import SignalModel
 from qbtc.data.catalog import Dataset
 from qbtc.errors import RunFailed
@@ -82,11 +83,15 @@ class SignalSession(QuoteSession, Protocol):
         ...
 
 
-def event_session(model: SignalModel, dataset: Dataset, keep_from_ns: int) -> SignalSession:
+def event_session(
+    model: SignalModel, dataset: Dataset, lead: Dataset | None, span: Span, keep_from_ns: int
+) -> SignalSession:
     """Make the features and model of one instrument, to be told every event.
 
-    Its signals are kept from ``keep_from_ns`` on.
+    Its signals are kept from ``keep_from_ns`` on. ``lead`` and ``span`` are for the node, which
+    tells the session what it is to hear.
     """
+    del lead, span
     instrument = dataset.instrument
     return model.session(
         price_increment=float(instrument.price_increment),
@@ -96,21 +101,33 @@ def event_session(model: SignalModel, dataset: Dataset, keep_from_ns: int) -> Si
 
 
 def replay_session(
-    model: SignalModel, dataset: Dataset, span: Span, keep_from_ns: int
+    model: SignalModel, dataset: Dataset, lead: Dataset | None, span: Span, keep_from_ns: int
 ) -> QuoteSession:
     """Make the features and model of one instrument, with its events as columns.
 
     Reading the numbers out of Nautilus's objects costs several times the features, and the node
-    replays the same catalog; the signals are the same bits. Data without quotes, or with more than
-    ``REPLAY_EVENTS_MAX`` events, is heard event by event.
+    replays the same catalog; the signals are the same bits. Heard event by event are: data without
+    quotes or with more than ``REPLAY_EVENTS_MAX`` events, and a lead that quotes at a time at which
+    the instrument has an event too, since of two instruments only the node knows the order.
     """
+    heard = event_session(model, dataset, lead, span, keep_from_ns)
     if not dataset.counts["quotes"] or sum(dataset.counts.values()) > REPLAY_EVENTS_MAX:
-        return event_session(model, dataset, keep_from_ns)
-    columns = dataset.columns()
+        return heard
+    columns = _cut(dataset.columns(), span)
+    if lead is not None:
+        quotes = _cut(lead.columns(), span)
+        if np.isin(quotes.ts[quotes.kind == EventKind.QUOTE], columns.ts).any():
+            return heard
+        columns = columns.with_lead(quotes)
+    return model.replay(columns, keep_from_ns=keep_from_ns)
+
+
+def _cut(columns: EventColumns, span: Span) -> EventColumns:
+    """Events of a span; columns of a catalog are never empty."""
     start, end = span
     first = int(columns.ts[0]) if start is None else start
     last = int(columns.ts[-1]) if end is None else end
-    return model.replay(columns.slice_time(first, last + 1), keep_from_ns=keep_from_ns)
+    return columns.slice_time(first, last + 1)
 
 
 class SignalLog:
