@@ -54,7 +54,7 @@ $(TOOLS)/built.stamp: $(TOOLS)/packages.stamp $(TOOLS)/rust.stamp pyproject.toml
 
 # A second make, so that a toolchain fetched a moment ago is seen.
 build:
-	@.venv/bin/maturin develop --uv --release --quiet 2>$(TOOLS)/build.log || { cat $(TOOLS)/build.log >&2; exit 1; }
+	@.venv/bin/maturin develop --uv --release --quiet >$(TOOLS)/build.log 2>&1 || { cat $(TOOLS)/build.log >&2; exit 1; }
 
 lock: $(TOOLS)/uv.stamp ## pin the packages anew
 	uv pip compile -q --universal --python-version 3.13 --generate-hashes --no-header --no-emit-index-url --group dev pyproject.toml -o requirements.lock

@@ -10,8 +10,6 @@ from textwrap import dedent
 
 import pytest
 
-from qbtc.cli import main
-
 STRATEGIES = Path(__file__).resolve().parents[2] / "strategies"
 RUN = f"""
 name = "tiny"
@@ -61,25 +59,6 @@ def qbtc(folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
         timeout=120,
         check=False,
     )
-
-
-@pytest.fixture
-def here(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[int, str, str]]:
-    """Call the command line in this process: exit code, stdout, stderr."""
-
-    def call(*args: str) -> tuple[int, str, str]:
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", ["qbtc", *args])
-        try:
-            main()
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        return code, *capsys.readouterr()
-
-    return call
 
 
 type Call = Callable[..., tuple[int, str, str]]

@@ -175,7 +175,6 @@ def test_a_source_of_quotes_alone_trains_and_leaves_the_rest_silent(
         ({"label": {"threshold_bp": 1000.0}}, "every training row is flat"),
         ({"label": {"horizon_ms": 500_000.0}, "split": {"purge_ms": 500_000.0}}, "give more data"),
         ({"sample_every": 1000}, "slice train has"),
-        ({"mlp": {"learning_rate": 9.0, "weight_decay": 1.0}}, "mlp: decay"),
     ],
 )
 def test_data_that_cannot_train_is_refused_in_one_line(
@@ -232,6 +231,7 @@ def test_the_command_prints_json_on_stdout_and_a_verdict_on_stderr(tmp_path: Pat
         ("epochs = 3\nseeds = 2\ndecay", "epoks = 3\nseeds = 2\ndecay", "did you mean 'epochs'"),
         ("sample_every = 2", "sample_every = 0", "sample_every"),
         ("duration_s = 120", "duration_s = -1", "duration_s"),
+        ("[mlp]", "[mlp]\nlearning_rate = 9.0\nweight_decay = 1.0", "keep the product below 1"),
     ],
 )
 def test_a_wrong_config_ends_with_one_line_and_code_2(

@@ -263,7 +263,9 @@ def test_options_that_cannot_be_are_refused(tmp_path: Path) -> None:
         read(path, clock_offset_ms=float("nan"))
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(data=st.data())
 def test_no_line_can_do_more_than_be_damaged(tmp_path: Path, data: st.DataObject) -> None:
     """Whatever a line says, it is a row, a named damage, or a ``DataError``."""

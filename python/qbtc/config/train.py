@@ -1,5 +1,6 @@
 """What one training is made of: data, label, time split, models and their budgets."""
 
+import re
 from typing import Annotated, Literal
 
 import msgspec
@@ -10,6 +11,7 @@ from qbtc.config.data import DataSource
 type Count = Annotated[int, Meta(ge=1)]
 type Positive = Annotated[float, Meta(gt=0, le=1e9)]
 type NotNegative = Annotated[float, Meta(ge=0, le=1e9)]
+type Rate = Annotated[float, Meta(gt=0, lt=10)]
 type Fraction = Annotated[float, Meta(gt=0, lt=1)]
 
 
@@ -67,11 +69,15 @@ class MlpConfig(_Section, frozen=True, kw_only=True):
 
     hidden: Annotated[int, Meta(ge=1, le=1024)] = 32
     epochs: Count = 24
-    learning_rate: Positive = 2e-3
+    learning_rate: Rate = 2e-3
     weight_decay: NotNegative = 0.02
     ema: Annotated[float, Meta(ge=0, lt=1)] = 0.995
     patience: Count = 3
     seeds: Count = 5
+
+    def __post_init__(self) -> None:
+        """Check what no single key can."""
+        _check_decay("weight_decay", self.weight_decay, self.learning_rate)
 
 
 class MpsConfig(_Section, frozen=True, kw_only=True):
@@ -79,7 +85,7 @@ class MpsConfig(_Section, frozen=True, kw_only=True):
 
     bond: Literal[8, 16] = 8
     epochs: Count = 12
-    learning_rate: Positive = 1e-3
+    learning_rate: Rate = 1e-3
     decay: NotNegative = 0.1
     """Decay towards the warm start (L2-SP), per unit of rate: no entry moves much past 1/decay."""
     noise: NotNegative = 0.05
@@ -89,11 +95,23 @@ class MpsConfig(_Section, frozen=True, kw_only=True):
     patience: Count = 3
     seeds: Count = 5
 
+    def __post_init__(self) -> None:
+        """Check what no single key can."""
+        _check_decay("decay", self.decay, self.learning_rate)
+
+
+def _check_decay(key: str, decay: float, rate: float) -> None:
+    if decay * rate >= 1:
+        raise ValueError(
+            f"{key} = {decay:g} times learning_rate = {rate:g} would undo each step; "
+            "keep the product below 1"
+        )
+
 
 class TrainConfig(_Section, frozen=True, kw_only=True):
     """A training: one data set, one split, several models."""
 
-    name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    name: str
     """First part of the model files' names."""
     data: Annotated[tuple[DataSource, ...], Meta(min_length=1, max_length=2)]
     """The first source is the instrument to predict; a second may be its lead."""
@@ -113,6 +131,16 @@ class TrainConfig(_Section, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         """Check what no single key can."""
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}", self.name):
+            raise ValueError(
+                f"name = {self.name!r} cannot name the model files; write up to 80 letters, "
+                "digits, dots, dashes and underscores"
+            )
+        if len({source.instrument for source in self.data}) < len(self.data):
+            raise ValueError(
+                f"both [[data]] entries are of {self.data[0].instrument}, which cannot lead "
+                "itself; name another instrument or leave the second out"
+            )
         if self.split.purge_ms < self.label.horizon_ms:
             raise ValueError(
                 f"split.purge_ms = {self.split.purge_ms:g} is shorter than label.horizon_ms = "

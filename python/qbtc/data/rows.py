@@ -233,7 +233,7 @@ def sha256_of(path: Path) -> str:
     except FileNotFoundError:
         raise DataError(f"{path}: no such data file; check the path or fetch it first") from None
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+        raise DataError(f"{path}: cannot be read: {error.strerror}; give a file") from None
 
 
 def parse_interval(interval: str) -> int:

@@ -51,7 +51,8 @@ class _Bars:
             TimeElapsedColumn(),
             TextColumn("{task.fields[note]}"),
         )
-        self._progress = Progress(*columns, console=console)
+        # Where stderr is a file or a pipe, a bar would only be cut lines.
+        self._progress = Progress(*columns, console=console, disable=not console.is_terminal)
         self._tasks: dict[str, int] = {}
         self._open: str | None = None
 

@@ -10,6 +10,7 @@ Every number in a card is of the file itself: the fitted tensors are saved, load
 and applied to the raw features, as a backtest would.
 """
 
+import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from qbtc.core.columns import EventColumns
 from qbtc.core.features import FEATURE_NAMES, bulk_features
 from qbtc.core.signal_model import save_model
 from qbtc.core.training import core_hash
+from qbtc.errors import ConfigError
 from qbtc.evaluate.card import Card, Outcome, SliceFacts, SourceFacts, judge, revision, write_card
 from qbtc.evaluate.entrants import Door, Entrant, FitData, prepare
 from qbtc.evaluate.fits import Silent, Watcher, fit_all
@@ -83,6 +85,8 @@ def train(
     from qbtc.data.catalog import open_source
 
     watcher = watcher or Silent()
+    output_dir = Path.cwd() / Path(config.output_dir).expanduser()
+    _check_output(output_dir)
     watcher.stage("data", len(config.data))
     columns: list[EventColumns] = []
     sources: list[SourceFacts] = []
@@ -93,9 +97,21 @@ def train(
         watcher.step("data", len(columns), data.instrument_id)
     lead = columns[1] if len(columns) > 1 else None
     return train_columns(
-        config, columns[0], lead=lead, sources=sources, output_dir=Path.cwd() / config.output_dir,
-        watcher=watcher,
-    )  # fmt: skip
+        config, columns[0], lead=lead, sources=sources, output_dir=output_dir, watcher=watcher
+    )
+
+
+def _check_output(folder: Path) -> None:
+    """Find out before the training whether models can be written after it; write nothing."""
+    there = folder
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise _cannot_write(folder, f"{there} is no folder that can be written to")
+
+
+def _cannot_write(folder: Path, why: str | None) -> ConfigError:
+    return ConfigError(f"models cannot go to {folder}: {why}; give another output_dir")
 
 
 def train_columns(
@@ -242,6 +258,10 @@ def _write(
     losses = {name: outcome.validation.log_loss for name, outcome in outcomes.items()}
     cards: dict[str, Card] = {}
     files: dict[str, Path] = {}
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _cannot_write(output_dir, error.strerror) from None
     for name, entrant in entrants.items():
         if not entrant.tensors:
             continue

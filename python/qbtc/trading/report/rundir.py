@@ -79,7 +79,7 @@ def read_run(folder: Path) -> RunDirectory:
         raise DataError(f"{folder}: no run here ({error.strerror}); give a run directory") from None
     except msgspec.DecodeError as error:
         raise DataError(
-            f"{folder / 'result.json'}: not a result of this version: {error}"
+            f"{folder / 'result.json'}: not a result of this version: {error}; run it again"
         ) from None
     return RunDirectory(
         folder=folder,
