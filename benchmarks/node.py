@@ -55,9 +55,11 @@ class OneAnswer:
         """Answer with the one signal."""
         return self._signal
 
-    def drain(self) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float64]]:
+    def drain(
+        self,
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float64], float | None]:
         """Keep nothing."""
-        return np.empty((0, 3), np.float32), np.empty(0, np.int64), np.empty(0)
+        return np.empty((0, 3), np.float32), np.empty(0, np.int64), np.empty(0), None
 
 
 def ticks(columns: EventColumns) -> Iterator[SimpleNamespace]:

@@ -478,8 +478,13 @@ class SignalSession:
     def signal(self) -> Signal | None:
         """Return the signal as of the last event, None while not warm."""
 
-    def drain(self) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float64]]:
-        """Hand over the signals kept so far: probabilities (n, 3), ts (n) and mid (n)."""
+    def drain(
+        self,
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float64], float | None]:
+        """Hand over the signals kept so far: probabilities (n, 3), ts (n), mid (n).
+
+        The fourth is the out-of-distribution score of the last, None where there are none.
+        """
 
     def is_warm(self) -> bool:
         """Return True once quotes were heard for the warm-up time and have not gone silent."""
@@ -523,7 +528,9 @@ class ReplaySession:
         next one of the columns raises ``CoreInputError``.
         """
 
-    def drain(self) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float64]]:
+    def drain(
+        self,
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float64], float | None]:
         """As :meth:`SignalSession.drain`."""
 
     @property

@@ -10,7 +10,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyString};
 use qbtc_core::Error;
 use qbtc_core::features::{Aggressor, FeatureConfig, Side};
-use qbtc_core::signal::{self, Model, N_CLASSES, N_FEATURES};
+use qbtc_core::signal::{self, Model, N_CLASSES, N_FEATURES, PADDED};
 
 use crate::error::to_py;
 use crate::features::{EventArrays, Level, aggressor, feature_config, side};
@@ -98,6 +98,8 @@ struct Kept {
     ts: Vec<i64>,
     p: Vec<f32>,
     mid: Vec<f64>,
+    /// Features of the last one, for its score.
+    last: Option<[f32; PADDED]>,
 }
 
 impl Kept {
@@ -107,6 +109,7 @@ impl Kept {
             self.ts.push(signal.ts_ns);
             self.p.extend_from_slice(&[p.down, p.flat, p.up]);
             self.mid.push(signal.mid);
+            self.last = Some(signal.x);
         }
     }
 
@@ -121,10 +124,11 @@ impl Kept {
         Some(Signal { inner, model: Arc::clone(session.model()) })
     }
 
-    fn drain<'py>(&mut self, py: Python<'py>) -> PyResult<BulkArrays<'py>> {
+    fn drain<'py>(&mut self, py: Python<'py>, model: &Model) -> PyResult<Drained<'py>> {
         let empty = Self { from_ns: self.from_ns, ..Self::default() };
-        let Self { ts, p, mid, .. } = std::mem::replace(self, empty);
-        bulk_arrays(py, ts, p, mid)
+        let Self { ts, p, mid, last, .. } = std::mem::replace(self, empty);
+        let (p, ts, mid) = bulk_arrays(py, ts, p, mid)?;
+        Ok((p, ts, mid, last.map(|x| model.ood(&x))))
     }
 }
 
@@ -282,8 +286,8 @@ impl SignalSession {
         self.kept.give(&self.inner, signal)
     }
 
-    fn drain<'py>(&mut self, py: Python<'py>) -> PyResult<BulkArrays<'py>> {
-        self.kept.drain(py)
+    fn drain<'py>(&mut self, py: Python<'py>) -> PyResult<Drained<'py>> {
+        self.kept.drain(py, self.inner.model())
     }
 
     fn is_warm(&self) -> bool {
@@ -348,8 +352,8 @@ impl ReplaySession {
         Ok(self.kept.give(session, signal))
     }
 
-    fn drain<'py>(&mut self, py: Python<'py>) -> PyResult<BulkArrays<'py>> {
-        self.kept.drain(py)
+    fn drain<'py>(&mut self, py: Python<'py>) -> PyResult<Drained<'py>> {
+        self.kept.drain(py, self.inner.session().model())
     }
 
     #[getter]
@@ -357,6 +361,10 @@ impl ReplaySession {
         counts_dict(py, self.inner.session().counts())
     }
 }
+
+/// Probabilities (n, 3), ts (n), mid (n), and the last one's out-of-distribution score.
+type Drained<'py> =
+    (Bound<'py, PyArray2<f32>>, Bound<'py, PyArray1<i64>>, Bound<'py, PyArray1<f64>>, Option<f32>);
 
 /// Probabilities (n, 3), ts (n), mid (n).
 type BulkArrays<'py> =

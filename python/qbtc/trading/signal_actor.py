@@ -58,8 +58,13 @@ class QuoteSession(Protocol):
         """Take a quote; answer with the signal, or None while not warmed up."""
         ...
 
-    def drain(self) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float64]]:
-        """Hand over the signals kept so far: probabilities (n, 3), ts (n) and mid (n)."""
+    def drain(
+        self,
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float64], float | None]:
+        """Hand over the signals kept so far, and the out-of-distribution score of the last.
+
+        Probabilities (n, 3), ts (n), mid (n); no score where there are none.
+        """
         ...
 
 
@@ -143,17 +148,14 @@ class SignalLog:
         self._session = session
         self._blocks: list[tuple[Any, Any, Any]] = []  # probabilities (n, 3), ts (n), mid (n)
         self._scores: dict[int, float] = {}  # by ts
-        self.latest: Signal | None = None
-        """The last signal published, kept by the actor."""
 
     def pull(self) -> None:
         """Take over what the session kept; score the last signal."""
-        block = self._session.drain()
-        if len(block[1]):
-            self._blocks.append(block)
-        if self.latest is not None:
-            self._scores[self.latest.ts_event] = self.latest.ood
-            self.latest = None
+        p, ts, mid, score = self._session.drain()
+        if len(ts):
+            self._blocks.append((p, ts, mid))
+        if score is not None:
+            self._scores[int(ts[-1])] = score
 
     def times(self) -> NDArray[np.int64]:
         """Return the event time of every signal, shape (n,)."""
@@ -239,7 +241,6 @@ class SignalActor(DataActor):
         self, session: QuoteSession, handlers: list[SignalHandler], silent_before: int
     ) -> Callable[[QuoteTick], None]:
         core = session.on_quote_tick
-        log = self.published
         silent = True
 
         def on_quote(quote: QuoteTick) -> None:
@@ -256,7 +257,6 @@ class SignalActor(DataActor):
                     self.skipped_in_sample += 1
                     return
                 silent = False  # time does not go back: no need to ask again
-            log.latest = signal
             for handler in handlers:
                 handler(signal, quote)
 
