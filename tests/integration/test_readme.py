@@ -37,7 +37,9 @@ def test_its_config_loads(text: str, tmp_path: Path) -> None:
     assert load_config(path, RunConfig).signals
 
 
-@pytest.mark.parametrize("command", sorted(set(re.findall(r"`qbtc ([a-z ]+)", README))))
+@pytest.mark.parametrize(
+    "command", sorted(set(re.findall(r"`qbtc ((?:[a-z]+)(?: [a-z]+)*)(?=[ `])", README)))
+)
 def test_its_commands_exist(command: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "qbtc", *command.split(), "--help"],

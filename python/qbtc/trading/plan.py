@@ -84,10 +84,12 @@ def check_sources(sources: Sequence[DataSource], base: Path) -> None:
         for text in paths:
             path = resolve_path(text, base)
             if not path.exists():
-                raise DataError(
-                    f"{path}: no such file (data of {source.instrument}); "
-                    "is QBTC_REAL_DATA set to the folder of the recordings?"
+                remedy = (
+                    "set QBTC_REAL_DATA to the folder that has it"
+                    if "${QBTC_REAL_DATA}" in text
+                    else "check the path or fetch it first"
                 )
+                raise DataError(f"{path}: no such file (data of {source.instrument}); {remedy}")
 
 
 def config_sha256(config: RunConfig) -> str:

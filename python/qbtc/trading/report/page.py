@@ -125,7 +125,8 @@ def _header(run: RunDirectory) -> Html:
         element(
             "p",
             f"{moment(result.span_ns[0])} to {moment(result.span_ns[1])} · run {result.run_id}"
-            f" · started {result.started.replace('T', ' ')} · {count(result.events)} events",
+            f" · started {result.started.replace('T', ' ').replace('+00:00', ' UTC')}"
+            f" · {count(result.events)} events",
             css="meta",
         ),
     )
