@@ -1,11 +1,21 @@
 """Fixtures that several rooms' tests share."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
 from qbtc.config.load import REAL_DATA_DEFAULT
+
+
+def pytest_configure() -> None:
+    """Let tests of Ctrl-C interrupt where the shell runs pytest in the background.
+
+    Such a shell lets its jobs ignore SIGINT, and a training that waits for it would never end.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -110,6 +110,11 @@ def test_the_card_tells_the_losses_of_the_file_itself(
             part_rows = split.slices()[part]
             loss = log_losses(model.infer_batch(part_rows.x), part_rows.y).mean()
             assert loss == pytest.approx(scores.log_loss, abs=2e-6), (name, part)
+        weighed = split.validation  # what the candidate was chosen by
+        z = np.array([model.core.logits(row) for row in weighed.x], np.float64)
+        raw = np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
+        loss = log_losses(raw, weighed.y).mean()
+        assert loss == pytest.approx(outcome.validation_raw, abs=1e-5), name
         assert model.metadata.val_logloss == pytest.approx(outcome.validation.log_loss)
         assert set(model.metadata.baseline_logloss) == {"prior", "logistic", "mlp", "mps8"} - {name}
 

@@ -103,3 +103,12 @@ def test_a_fill_after_the_last_event_costs_what_it_costs() -> None:
     own = performance_of("x", fills, curve, orders=2)
     assert curve.ts.tolist() == [0, 90, 105]
     assert (own.pnl_before_costs, own.fees, own.open_positions) == (-2.0, 1.0, 0)
+
+
+def test_a_quote_marks_its_own_instant_and_losses_count_from_the_first_one() -> None:
+    marks = {"A": mids((0, 100), (20, 96), (40, 104))}
+    curve = curve_of([fill(0, +1, 101.0)], marks, SPAN)
+    assert curve.ts.tolist() == [0, 20, 40, 100]
+    assert curve.pnl_before_costs.tolist() == [-1.0, -5.0, 3.0, 3.0]
+    assert curve.net_position.tolist() == [100.0, 96.0, 104.0, 104.0]
+    assert performance_of("x", [], curve, orders=1).max_drawdown == 5.5, "from 0, not from -1.5"

@@ -59,6 +59,16 @@ def test_a_signal_that_knows_nothing_is_within_its_intervals() -> None:
     assert covered >= 30  # 36 expected at 90 %
 
 
+def test_the_strongest_tenth_is_the_mean_signed_return_of_both_ends() -> None:
+    made = signals(3_001, skill=0.2)
+    (found,) = quality.by_horizon(made, (0.1,))
+    later = np.log(made["mid"][1:] / made["mid"][:-1]) * 1e4
+    order = np.argsort((made["p_up"] - made["p_down"])[:-1])
+    picked = np.concatenate([-later[order[:300]], later[order[-300:]]])
+    assert found.decile_bp.value == pytest.approx(picked.mean())
+    assert found.decile_bp.value > 0.2
+
+
 def test_too_few_blocks_give_no_interval_and_too_few_moves_no_figure() -> None:
     (found,) = quality.by_horizon(signals(500, skill=0.3), (0.1,))
     assert found.blocks == 5

@@ -73,3 +73,37 @@ def test_the_block_interval_is_wider_where_rows_repeat() -> None:
     assert narrow.low < narrow.mean < narrow.high
     assert wide.high - wide.low > 5 * (narrow.high - narrow.low)
     assert wide.high - wide.low == pytest.approx(4 / np.sqrt(60), rel=0.3)
+
+
+def test_calibration_error_and_brier_equal_their_definitions() -> None:
+    p, y = _sample(900, 4, 2.5)
+    error = brier = 0.0
+    for number in range(15):
+        inside = [row for row in range(900) if number / 15 <= p[row].max() < (number + 1) / 15]
+        if inside:
+            said = sum(p[row].max() for row in inside) / len(inside)
+            seen = sum(p[row].argmax() == y[row] for row in inside) / len(inside)
+            error += len(inside) / 900 * abs(said - seen)
+    for row in range(900):
+        brier += sum((p[row, c] - (y[row] == c)) ** 2 for c in range(3)) / 900
+    found = score(p, y)
+    assert error > 0.1
+    assert found.ece == pytest.approx(error, rel=1e-9)
+    assert found.brier == pytest.approx(brier, rel=1e-9)
+
+
+def test_the_block_interval_equals_resampling_rows_block_by_block() -> None:
+    rng = np.random.default_rng(3)
+    ts = np.sort(rng.integers(0, 12 * 10**9, 300)) + 5
+    ts[ts > 8 * 10**9] = 8 * 10**9  # blocks of very different sizes
+    values = rng.normal(size=300) + (ts > 7 * 10**9)
+    found = block_bootstrap(values, ts, 10**9, np.random.default_rng(7), resamples=400)
+    blocks = [values[(ts - ts[0]) // 10**9 == number] for number in range(12)]
+    blocks = [block for block in blocks if len(block)]
+    draws = np.random.default_rng(7).integers(0, len(blocks), (400, len(blocks)))
+    means = sorted(np.concatenate([blocks[i] for i in draw]).mean() for draw in draws)
+    assert found.blocks == len(blocks)
+    assert found.mean == pytest.approx(values.mean())
+    # 399 steps lie between 400 means: 2.5 % of them is 9.975 in from either end.
+    assert found.low == pytest.approx(means[9] + 0.975 * (means[10] - means[9]))
+    assert found.high == pytest.approx(means[390] - 0.975 * (means[390] - means[389]))

@@ -145,6 +145,17 @@ fn logistic_reaches_the_stationary_point() {
         };
         assert!(((at(1e-5) - at(-1e-5)) / 2e-5).abs() < 1e-8, "weight {i} is not stationary");
     }
+    // The biases carry no penalty: the mean probability of a class is its share of the rows.
+    for c in 0..3 {
+        let share = y.iter().filter(|&&class| usize::from(class) == c).count() as f64 / 500.0;
+        let said = |u: &[f64; N_INPUTS]| {
+            let linear = |c: usize| (0..26).map(|i| u[i] * fit.weight[i * 3 + c]).sum::<f64>();
+            let e = [0, 1, 2].map(|c| (fit.bias[c] + linear(c)).exp());
+            e[c] / e.iter().sum::<f64>()
+        };
+        let mean = rows.iter().map(|(u, _)| said(u)).sum::<f64>() / 500.0;
+        assert!((mean - share).abs() < 1e-6, "class {c}: {mean}, not {share}");
+    }
     assert!(fit.steps <= 10);
 }
 
@@ -187,6 +198,34 @@ fn networks_learn_an_interaction_that_logistic_regression_cannot() {
     let start = |rng: &mut Pcg64Mcg| Mlp::<f32>::random_start(16, rng);
     let mlp = fit_seeds(start, train, later, &schedule, &[1], 1, |_| true).unwrap().unwrap();
     assert!(best(&mlp) < linear - 0.05, "{} against logistic {linear}", best(&mlp));
+}
+
+#[test]
+fn weights_are_averaged_and_the_best_epoch_is_kept_for_as_long_as_patience_lasts() {
+    let (u, y) = market(640, 6);
+    let rows = Rows::new(&u, &y).unwrap();
+    // The same rows with the classes turned: what is learnt on one is wrong on the other.
+    let turned: Vec<u8> = y.iter().map(|&class| (class + 1) % 3).collect();
+    let later = Rows::new(&u, &turned).unwrap();
+    let warm = WarmStart { weight: &[0.0; 78], bias: &[0.0; 3], perm: &perm(), noise: 0.05 };
+    let start = |rng: &mut Pcg64Mcg| Mps::<f64, 8>::warm_start(&warm, rng);
+    let run = |validation, schedule: Schedule| {
+        fit_seeds(start, rows, validation, &schedule, &[1], 1, |_| true).unwrap().unwrap().remove(0)
+    };
+    let learnt = |fit: &Fit<f64>| fit.curve[0].validation - fit.curve[1].validation;
+
+    let one = Schedule { epochs: 1, warm_up_steps: 1, ..SCHEDULE };
+    let last = run(rows, Schedule { ema: 0.0, ..one });
+    let average = run(rows, Schedule { ema: 0.98, ..one });
+    assert_eq!(last.curve[1].train.to_bits(), average.curve[1].train.to_bits());
+    assert!(learnt(&last) > 0.0 && learnt(&average) > 0.0);
+    assert_ne!(last.params, average.params, "an average lags behind");
+
+    let wrong = run(later, Schedule { epochs: 30, patience: 3, ..SCHEDULE });
+    assert_eq!((wrong.best_epoch, wrong.curve.len()), (0, 1 + 3), "the start, and three tries");
+    let (_, begin) = mps_start::<f64, 8>(&[0.0; 78], &[0.0; 3]);
+    assert_eq!(wrong.params.len(), begin.len());
+    assert!(wrong.curve[1..].iter().all(|loss| loss.validation > wrong.curve[0].validation));
 }
 
 #[test]

@@ -212,6 +212,20 @@ mod tests {
     }
 
     #[test]
+    fn a_cleared_level_stays_away_when_generations_begin_anew() {
+        let mut book = Book::new();
+        book.follow(600_000.0, 600_001.0, 100);
+        book.set(Side::Bid, 599_990.0, 5.0);
+        for _ in 0..GENERATIONS_MAX {
+            book.clear();
+        }
+        assert_eq!(book.ask.generation, 0);
+        book.follow(600_150.0, 600_151.0, 100);
+        book.follow(600_000.0, 600_001.0, 100);
+        assert_eq!(book.bands(), (0.0, 0.0));
+    }
+
+    #[test]
     fn levels_far_from_the_market_are_ignored_and_counted() {
         let mut book = Book::new();
         book.follow(600_000.0, 600_001.0, 100);

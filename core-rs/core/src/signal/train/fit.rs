@@ -236,3 +236,30 @@ fn blend<T: Real>(average: &mut [T], params: &[T], share: T) {
         *a += share * (p - *a);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_rate_rises_linearly_and_falls_as_a_cosine_to_zero() {
+        let schedule = Schedule {
+            epochs: 1,
+            batch: 1,
+            learning_rate: 0.2,
+            decay: 0.0,
+            ema: 0.0,
+            patience: 1,
+            clip: 1.0,
+            warm_up_steps: 10,
+        };
+        let near = |step, want: f64| {
+            let found = schedule.rate(step, 1000);
+            assert!((found - want).abs() < 1e-12, "step {step}: {found}, not {want}");
+        };
+        near(0, 0.02);
+        near(250, 0.1 * (1.0 + 0.5_f64.sqrt()));
+        near(500, 0.1);
+        near(1000, 0.0);
+    }
+}

@@ -54,3 +54,45 @@ pub fn clip_factor<T: Real>(gradient: &[T], limit: f64) -> f64 {
     let norm = (sums.iter().map(|s| s.to_f64()).sum::<f64>() + tail).sqrt();
     if norm > limit { limit / norm } else { 1.0 }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The update as published, written out for one weight.
+    #[test]
+    fn steps_equal_the_published_update() {
+        let (anchor, rate, decay) = (0.3, 0.01, 2.0);
+        let mut optimizer = AdamW::new(vec![anchor]);
+        let mut params = vec![1.0_f64];
+        let (mut want, mut first, mut second) = (1.0_f64, 0.0, 0.0);
+        for (t, g) in [4.0, -1.0, 0.5, 0.5, -3.0].into_iter().enumerate() {
+            let t = t as i32 + 1;
+            let clipped = 0.5 * g;
+            first = 0.9 * first + 0.1 * clipped;
+            second = 0.999 * second + 0.001 * clipped * clipped;
+            let (m, v) = (first / (1.0 - 0.9_f64.powi(t)), second / (1.0 - 0.999_f64.powi(t)));
+            want = want - rate * m / (v.sqrt() + 1e-8) - rate * decay * (want - anchor);
+            optimizer.step(&mut params, &[g], 0.5, rate, decay);
+            assert!((params[0] - want).abs() < 1e-12, "step {t}");
+        }
+    }
+
+    #[test]
+    fn without_a_gradient_weights_return_to_the_anchor() {
+        let mut optimizer = AdamW::new(vec![0.3, -2.0]);
+        let mut params = vec![1.0_f64, 0.0];
+        for _ in 0..2000 {
+            optimizer.step(&mut params, &[0.0, 0.0], 1.0, 0.01, 1.0);
+        }
+        assert!((params[0] - 0.3).abs() < 1e-6 && (params[1] + 2.0).abs() < 1e-6);
+    }
+
+    #[test]
+    fn long_gradients_are_shortened_to_the_limit() {
+        let long: Vec<f64> = (0..11).map(f64::from).collect(); // norm sqrt(385)
+        assert!((clip_factor(&long, 2.0) - 2.0 / 385.0_f64.sqrt()).abs() < 1e-15);
+        assert!((clip_factor(&long, 20.0) - 1.0).abs() < 1e-15);
+        assert!((clip_factor(&[0.0_f32; 9], 1.0) - 1.0).abs() < 1e-15);
+    }
+}
