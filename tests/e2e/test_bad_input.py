@@ -82,6 +82,10 @@ def refused(here: Call, folder: Path, text: str | bytes, says: str, command: str
         (run_config(SYNTHETIC, STRATEGY, '[venue]\ntaker_fee = "-1"\n'), "a share of the value"),
         (run_config(SYNTHETIC, STRATEGY, "[venue]\nleverage = 0\n"), "a whole number >= 1"),
         (run_config(SYNTHETIC, STRATEGY, "[venue]\nlatency_ms = inf\n"), "a number <="),
+        (
+            run_config(SYNTHETIC, STRATEGY, '[venue]\naccount = "cash"\n'),
+            'write account = "margin"',
+        ),
         (run_config(SYNTHETIC, SYNTHETIC, STRATEGY), "two .* entries.*write one per instrument"),
         (run_config('start = "2024-01-02"\nend = "2024-01-01"\n', SYNTHETIC, STRATEGY), "swap"),
         (run_config('start = "0001-01-01"\n', SYNTHETIC, STRATEGY), "not between 1970 and"),

@@ -245,6 +245,20 @@ def test_a_damaged_manifest_says_what_to_delete(tmp_path: Path) -> None:
         open_source(source, tmp_path, cache_dir=tmp_path / "cache")
 
 
+def test_a_damaged_or_missing_file_says_what_to_delete(tmp_path: Path) -> None:
+    source = recording(write_recording(tmp_path / "rec", 5))
+    dataset = open_source(source, tmp_path, cache_dir=tmp_path / "cache")
+    file = next(dataset.catalog_path.glob("data/quotes/**/*.parquet"))
+    whole = file.read_bytes()
+    for damage in (b"", whole[:100]):
+        file.write_bytes(damage)
+        with pytest.raises(DataError, match=r"damaged; delete .* and make it again"):
+            open_source(source, tmp_path, cache_dir=tmp_path / "cache")
+    file.unlink()
+    with pytest.raises(DataError, match=r"rows where its manifest counts .* delete it"):
+        open_source(source, tmp_path, cache_dir=tmp_path / "cache")
+
+
 def test_the_manifest_says_where_the_rows_came_from(tmp_path: Path) -> None:
     source = recording(write_recording(tmp_path / "rec", 5))
     dataset = open_source(source, tmp_path, cache_dir=tmp_path / "cache")

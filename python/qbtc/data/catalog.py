@@ -96,6 +96,7 @@ DATA_TYPES = {
     "bars": NautilusDataType.Bar,
 }
 """Nautilus data type by name."""
+EVENT_FOLDERS = {"order_book_deltas", "trades", "quotes", "bars"}
 REPLAY_ORDER = ("depth", "trades", "quotes", "bars")
 """Order at equal times, if a node is given its data configs in this order."""
 QUOTE, TRADE, DEPTH, DEPTH_CLEAR = 0, 1, 2, 3
@@ -583,8 +584,25 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
+def _count_rows(path: Path) -> int:
+    """Rows of events that a catalog holds, from the files' footers; a damaged file is an error."""
+    rows = 0
+    for file in sorted(path.glob("data/*/*/*.parquet")):
+        try:
+            found = pq.read_metadata(file).num_rows
+        except (OSError, pa.ArrowException):
+            raise DataError(f"{file}: damaged; delete {path} and make it again") from None
+        rows += found if file.parent.parent.name in EVENT_FOLDERS else 0
+    return rows
+
+
 def _load(path: Path, instrument_id: str) -> Dataset:
     manifest = _read_manifest(path)
+    if (rows := _count_rows(path)) != (wanted := sum(manifest["counts"].values())):
+        raise DataError(
+            f"{path}: {rows:,} rows where its manifest counts {wanted:,}; "
+            "delete it and make it again"
+        )
     return Dataset(
         catalog_path=path,
         instrument=_instrument_in(path, instrument_id),
@@ -608,6 +626,7 @@ def _open_catalog(source: CatalogSource, path: Path) -> Dataset:
     """Open a catalog that somebody else may have written."""
     if not (path / "data").is_dir():
         raise DataError(f"{path}: not a Nautilus catalog (no data folder); check the path")
+    _count_rows(path)
     instrument = _instrument_in(path, source.instrument)
     catalog = ParquetDataCatalog(str(path))
     counts = dict.fromkeys(("quotes", "trades", "depth", "bars"), 0)

@@ -150,19 +150,18 @@ def execute(
     folder = make_run_directory(plan.config, output_dir, started)
     try:
         market = open_market(plan, opener, progress)
+        opened = time.perf_counter()
+        main = _play(plan, plan.strategies, market, sessions, progress, name=RUN_SERIES)
+        played = time.perf_counter()
+        others: list[Played] = []
+        for name, baseline in zip(baseline_names(plan), plan.baselines, strict=True):
+            if any(item.error is not None for item in (main, *others)):
+                break
+            others.append(_play(plan, (baseline,), market, None, progress, name=name))
+        ended = time.perf_counter()
     except BaseException:
-        folder.rmdir()
+        folder.rmdir()  # what is wrong before or beside the replay leaves nothing to record
         raise
-    opened = time.perf_counter()
-
-    main = _play(plan, plan.strategies, market, sessions, progress, name=RUN_SERIES)
-    played = time.perf_counter()
-    others: list[Played] = []
-    for name, baseline in zip(baseline_names(plan), plan.baselines, strict=True):
-        if any(item.error is not None for item in (main, *others)):
-            break
-        others.append(_play(plan, (baseline,), market, None, progress, name=name))
-    ended = time.perf_counter()
 
     wall = WallTime(
         open_data_s=opened - began,
@@ -191,7 +190,10 @@ def _play(
     played = Played(name=name, strategies=ids)
     trap = ExceptionTrap()
     node = BacktestNode([_node_config(plan, market)])
-    node.build()
+    try:
+        node.build()
+    except RuntimeError as error:
+        raise ConfigError(f"Nautilus refuses the venue or data: {error}; mend [venue]") from error
     entries = tuple(zip(plan.config.signals, plan.models, strict=True)) if sessions else ()
     signalled = tuple(entry.instrument for entry, _ in entries)
     board = SignalBoard(signalled)

@@ -10,6 +10,7 @@ import msgspec
 
 from qbtc.config import DataSource, RunConfig, SignalConfig, resolve_path
 from qbtc.core.signal_model import SignalModel, load_model
+from qbtc.data.instruments import split_id
 from qbtc.errors import ConfigError, DataError, ModelError
 from qbtc.trading.loader import LoadedStrategy, load_strategy
 
@@ -115,6 +116,10 @@ def _check_instruments(config: RunConfig) -> None:
             raise ConfigError(
                 f"instrument {name} is not of venue {config.venue.name}; "
                 f"write SYMBOL.{config.venue.name}"
+            )
+        if config.venue.account == "cash" and split_id(name)[1]:
+            raise ConfigError(
+                f'a cash account cannot hold {name}; write account = "margin" in [venue]'
             )
     for entry in config.signals:
         for name in filter(None, (entry.instrument, entry.lead)):
