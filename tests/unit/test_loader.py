@@ -64,6 +64,16 @@ def test_an_edited_file_is_read_anew(tmp_path: Path) -> None:
     assert load_strategy(entry(), tmp_path).params.size == 3.0  # type: ignore[attr-defined]
 
 
+def test_two_files_of_one_name_stay_apart(tmp_path: Path) -> None:
+    files = []
+    for number, folder in enumerate(("a", "b")):
+        (tmp_path / folder).mkdir()
+        files.append(write(tmp_path / folder, GOOD.replace("1.0", f"{number}.0")))
+    loaded = [load_strategy(entry(file=f"{name}/mine.py"), tmp_path) for name in ("a", "b")]
+    assert [item.params.size for item in loaded] == [0.0, 1.0]  # type: ignore[attr-defined]
+    assert [item.file for item in loaded] == files
+
+
 def test_an_inherited_strategy_has_its_parents_parameters(tmp_path: Path) -> None:
     write(tmp_path)
     assert type(load_strategy(entry("Heir"), tmp_path).params).__name__ == "MineParams"

@@ -30,6 +30,8 @@ class LoadedStrategy:
     params: StrategyParams
     path: str
     """As written in the config."""
+    file: Path | None
+    """What was loaded; None for a module that has no file."""
 
 
 def load_strategy(config: StrategyConfig, base: Path) -> LoadedStrategy:
@@ -56,7 +58,8 @@ def load_strategy(config: StrategyConfig, base: Path) -> LoadedStrategy:
     module = _load_file((base / place).resolve()) if place.endswith(".py") else _import(place)
     cls = _find_class(module, name)
     params = convert(config.params, _params_type(cls), f"params of {config.path}")
-    return LoadedStrategy(cls, params, config.path)
+    file = getattr(module, "__file__", None)
+    return LoadedStrategy(cls, params, config.path, None if file is None else Path(file))
 
 
 def _load_file(path: Path) -> ModuleType:

@@ -2,7 +2,6 @@
 
 import hashlib
 import platform
-import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from datetime import datetime
@@ -299,9 +298,8 @@ def _signalled(plan: Plan) -> Iterator[tuple[SignalConfig, SignalModel]]:
 def _strategy_hashes(plan: Plan) -> dict[str, str]:
     hashes = {}
     for loaded in (*plan.strategies, *plan.baselines):
-        file = getattr(sys.modules.get(loaded.cls.__module__), "__file__", None)
-        if file is not None:
-            hashes[loaded.path] = _file_sha256(Path(file))
+        if loaded.file is not None:
+            hashes[loaded.path] = _file_sha256(loaded.file)
     return hashes
 
 
