@@ -96,6 +96,7 @@ def test_a_dotted_path_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         (entry("Bare"), r"does not name its parameters; write `class Bare\(QbtcStrategy"),
         (entry(file="mime.py"), r"no such strategy file; did you mean .*mine\.py"),
         (entry(sizee=1), r"params of mine\.py:Mine: unknown key 'sizee'.*did you mean 'size'"),
+        (entry(size=float("nan")), "size is not a number; give one"),
         (entry(size="big"), "size: expected a number, got text"),
         (StrategyConfig(path="mine.py:Mine"), "missing key 'instrument'"),
         (StrategyConfig(path="mine.py"), r"write it as file\.py:Class"),

@@ -8,12 +8,15 @@ runs, so that msgspec and pickle find its names. Nothing is added to ``sys.path`
 import difflib
 import importlib
 import importlib.util
+import math
 import sys
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType, get_original_bases
 from typing import Any, get_args
+
+import msgspec
 
 from qbtc.config import StrategyConfig, convert
 from qbtc.errors import ConfigError
@@ -58,6 +61,9 @@ def load_strategy(config: StrategyConfig, base: Path) -> LoadedStrategy:
     module = _load_file((base / place).resolve()) if place.endswith(".py") else _import(place)
     cls = _find_class(module, name)
     params = convert(config.params, _params_type(cls), f"params of {config.path}")
+    for key, value in msgspec.structs.asdict(params).items():
+        if isinstance(value, float) and math.isnan(value):
+            raise ConfigError(f"params of {config.path}: {key} is not a number; give one")
     file = getattr(module, "__file__", None)
     return LoadedStrategy(cls, params, config.path, None if file is None else Path(file))
 
