@@ -393,7 +393,7 @@ def _signal_actors(
     )
     if lead is None or not isinstance(session, SignalSession):
         return [actor]
-    # The lead first: at equal times its quote is part of what the signal may know.
+    # At equal times the node hears the two in the order of their [[data]] entries.
     name = lead.instrument_id
     feed = LeadFeed(instrument=entry.instrument, lead=name, session=session, feeds=feeds)
     return [feed, actor]
