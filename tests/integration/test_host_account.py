@@ -11,6 +11,8 @@ from hosted import HOLD, PERP, SPOT, cache, play, strategy, synthetic
 from nautilus_trader.model import Bar, BarType, Price, Quantity
 from nautilus_trader.persistence import ParquetDataCatalog
 
+from qbtc.config import SyntheticSource, convert
+from qbtc.data.catalog import open_source
 from qbtc.data.instruments import instrument_for
 
 __all__ = ["cache"]  # a fixture
@@ -72,6 +74,14 @@ def test_equity_is_the_venues_balance_plus_open_positions_at_mid(
     fills = pq.read_table(outcome.folder / "fills.parquet").to_pandas()
     assert set(fills.liquidity) == {"MAKER", "TAKER"}
     assert result.performance.fills > 30
+    for name, seed in ((PERP, 3), (SPOT, 4)):
+        source = convert(synthetic(name, seed=seed), SyntheticSource, "t")
+        columns = open_source(source, tmp_path, cache_dir=cache).columns()
+        quotes = columns.kind == 0
+        ts, mid = columns.ts[quotes], 0.5 * (columns.a + columns.c)[quotes]
+        for fill in fills[fills.instrument == name].itertuples():
+            known = ts < fill.ts_event if fill.liquidity == "MAKER" else ts <= fill.ts_event
+            assert fill.mid == pytest.approx(mid[known][-1], rel=1e-12)
     assert result.performance.open_positions == len(venue["positions"]) > 0
     for name in (f"Mine-{number:03d}" for number in (1, 2, 3)):
         own = fills[fills.strategy == name]

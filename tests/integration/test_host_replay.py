@@ -160,3 +160,15 @@ def test_nothing_beyond_the_quote_that_the_host_is_at_is_taken(
     for heard, tick in enumerate(ticks, 1):
         session.on_quote_tick(tick)
         assert session.counts["quotes"] == heard
+
+
+def test_a_span_holds_the_events_at_both_its_ends(tmp_path: Path, cache: Path) -> None:
+    source = convert(synthetic(duration_s=DURATION_S), SyntheticSource, "t")
+    dataset = open_source(source, tmp_path, cache_dir=cache)
+    _, second, third = _ticks(dataset.columns(), 3)
+    core = load_model(model(tmp_path / "m.safetensors"))
+    session = replay_session(core, dataset, None, (second.ts_init, third.ts_init), 0)
+    session.on_quote_tick(second)
+    session.on_quote_tick(third)
+    with pytest.raises(_core.CoreInputError, match="no quote left"):
+        session.on_quote_tick(third)
