@@ -11,6 +11,7 @@ from benchmarks.reporting import Report, commit, machine
 from qbtc.core.build import require_fresh
 from qbtc.data.catalog import Dataset
 from qbtc.errors import InputError
+from qbtc.llm.models import find_model
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = Path(__file__).parent / "out"
@@ -44,6 +45,18 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> models.Trained:
 def recording(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     """Return the real depth recording as a catalog."""
     return market.recording(tmp_path_factory.mktemp("catalog"))
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """Return the shipped chat model's file."""
+    return find_model().path
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """Return the shipped embedder's folder."""
+    return find_model(kind="embedding").path
 
 
 @pytest.hookimpl(wrapper=True)

@@ -20,6 +20,9 @@ from rich.table import Table
 from benchmarks.timing import Samples
 
 type Better = Literal["higher", "lower"]
+type Unit = Literal[
+    "ns", "us", "ms", "M events/s", "M rows/s", "rows/s", "requests/s", "tokens/s", "texts/s"
+]  # fmt: skip
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -95,7 +98,7 @@ class Report:
         ours: Samples,
         peer: tuple[str, Samples] | None = None,
         *,
-        unit: Literal["ns", "us", "M events/s", "M rows/s"] = "ns",
+        unit: Unit = "ns",
         target: Target | None = None,
         note: str = "",
     ) -> Row:
@@ -115,7 +118,7 @@ class Report:
         full_name = f"{group}: {name}"
         if any(entry.row.name == full_name for entry in self.entries):
             raise ValueError(f"two rows are called {full_name!r}")
-        better: Better = "lower" if unit in ("ns", "us") else "higher"
+        better: Better = "lower" if unit in ("ns", "us", "ms") else "higher"
         theirs = peer[1] if peer else None
         row = Row(
             name=full_name,
@@ -209,6 +212,10 @@ def _in(unit: str, ns: float) -> float:
             return ns
         case "us":
             return ns / 1e3
+        case "ms":
+            return ns / 1e6
+        case "rows/s" | "requests/s" | "tokens/s" | "texts/s":
+            return 1e9 / ns
         case _:
             return 1e3 / ns
 

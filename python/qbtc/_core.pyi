@@ -5,7 +5,7 @@ Wrong arguments raise :class:`CoreInputError`, a model file that does not fit ra
 field. ``qbtc.core`` turns them into the errors of ``qbtc.errors``.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from os import PathLike
 from typing import Any, Literal, Protocol, TypedDict, final, type_check_only
 
@@ -13,9 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
+    "CoreBusyError",
+    "CoreContextError",
     "CoreInputError",
     "CoreModelError",
+    "Embedder",
     "FeatureEngine",
+    "ForwardTimer",
+    "LanguageEngine",
     "ReplaySession",
     "Signal",
     "SignalBuffer",
@@ -24,25 +29,103 @@ __all__ = [
     "build_info",
     "bulk_features",
     "bulk_signals",
+    "check_constraint",
     "feature_notation",
     "feature_schema_sha256",
     "feature_table",
+    "int8_peak",
+    "language_fidelity",
+    "language_model_summary",
+    "read_bandwidth",
     "simulate_market",
     "time_events",
     "time_inference",
+    "tiny_language_model",
     "train_logistic",
     "train_mlp",
     "train_mps",
 ]
 
+class CoreBusyError(RuntimeError):
+    """A queue of the core is full; nothing was queued."""
+
+    retry_after_s: float
+    """When to try again."""
+
 class CoreInputError(ValueError):
     """A number from outside is not finite, out of range, or of the wrong sign."""
+
+class CoreContextError(CoreInputError):
+    """A prompt leaves no room for an answer in the model's context."""
 
 class CoreModelError(ValueError):
     """A model file is damaged or does not fit; the message names the tensor or metadata key."""
 
 def build_info() -> dict[str, str]:
     """Return ``version``, cargo ``profile`` and ``source_hash`` of this binary."""
+
+def check_constraint(kind: str, text: str = "", /) -> None:
+    """Refuse what an answer cannot be constrained to; needs no model, and the GIL is released.
+
+    Parameters
+    ----------
+    kind
+        ``json_object``, ``json_schema`` or ``lark``.
+    text
+        The schema or the grammar.
+
+    Raises
+    ------
+    CoreInputError
+        It is not valid, too large, cannot be met, or asks for what is not supported.
+    """
+
+def language_fidelity(
+    path: str | PathLike[str],
+    texts: list[str],
+    *,
+    threads: int | None = None,
+    progress: Callable[[int, int], object] | None = None,
+) -> list[dict[str, Any]]:
+    """Hold the engine's forward pass against the same weights in plain f32.
+
+    Slow: the reference reads tens of tokens a second. The GIL is released between calls of
+    ``progress(done, total)``.
+
+    Returns
+    -------
+    list
+        One entry a text, losses and divergences in nats: ``tokens`` (foreseen), ``loss``,
+        ``reference_loss``, ``kl_mean``, ``kl_p99``, ``kl_max``, ``agreement`` (share of positions
+        with the same most likely token).
+    """
+
+def language_model_summary(path: str | PathLike[str], /) -> dict[str, Any]:
+    """Read what a GGUF file says about itself; only its head is read, and the GIL is released.
+
+    Returns
+    -------
+    dict
+        ``architecture``, ``name``, ``context_tokens``, ``vocabulary``, ``parameters``,
+        ``quantization`` (the kind most of its bytes have, e.g. ``Q4_1``) and ``bytes``.
+    """
+
+def tiny_language_model(
+    *, architecture: str = "llama", kind: str = "Q4_1", context: int = 512, seed: int = 1
+) -> bytes:
+    """Make a small GGUF file with random weights, for tests.
+
+    Parameters
+    ----------
+    architecture
+        ``llama`` or ``qwen2``.
+    kind
+        How the weights are packed, by ggml's name.
+    context
+        Longest sequence in tokens.
+    seed
+        Different seeds give different weights.
+    """
 
 def simulate_market(
     *,
@@ -114,6 +197,190 @@ class _Columns(Protocol):
     def price_increment(self) -> float: ...
     @property
     def size_increment(self) -> float: ...
+
+@final
+class LanguageEngine:
+    """A language model and the thread that answers requests with it.
+
+    The thread never takes the GIL. It gathers news of all requests and makes the descriptor
+    ``wake_fd`` readable; ``drain`` takes them. Everything may be called from any thread.
+
+    Parameters
+    ----------
+    path
+        A GGUF file; mapped, checked and repacked without the GIL.
+    threads
+        Of a step; default: the machine's.
+    isa
+        ``avx512``, ``avx2`` or ``scalar`` at most; default: the best, or ``QBTC_ISA``.
+    kv_bytes_max
+        Memory for keys and values, the prefix cache included; taken as it is used.
+    active_max, queue_max
+        Requests in work, and waiting.
+    speculation
+        Whether to guess tokens by prompt lookup; answers are the same either way.
+    snapshot
+        File that keeps the prefix cache: read now, written by ``close`` and ``save_snapshot``.
+    """
+
+    def __new__(
+        cls,
+        path: str | PathLike[str],
+        *,
+        threads: int | None = None,
+        isa: str | None = None,
+        kv_bytes_max: int | None = None,
+        active_max: int = 64,
+        queue_max: int = 256,
+        speculation: bool = True,
+        snapshot: str | PathLike[str] | None = None,
+    ) -> LanguageEngine: ...
+    def info(self) -> dict[str, Any]:
+        """Return what ``language_model_summary`` does, and how the model runs here.
+
+        ``sha256``, ``isa``, ``threads``, ``reads_tools`` (whether the template shows tools),
+        ``suffix`` (whether it can fill in the middle), ``bos``
+        (token id or None) and ``end_tokens``.
+        """
+
+    def encode(self, text: str, *, special: bool = False) -> list[int]:
+        """Token ids; ``special`` reads control tokens such as ``<|im_end|>`` as such."""
+
+    def decode(self, tokens: Sequence[int], *, keep_control: bool = False) -> bytes:
+        """Bytes of tokens; not every token is a whole character."""
+
+    def render(
+        self,
+        messages_json: str,
+        tools_json: str | None,
+        *,
+        add_generation_prompt: bool,
+        now_unix_s: int,
+    ) -> str:
+        """Write a conversation with the file's own template; the GIL is released.
+
+        Parameters
+        ----------
+        messages_json, tools_json
+            Arrays as in an OpenAI request, with string contents.
+        add_generation_prompt
+            Begin the answer.
+        now_unix_s
+            What the template is told when it asks for the date.
+
+        Raises
+        ------
+        CoreModelError
+            The file has no template that can be used.
+        CoreInputError
+            The template refuses the messages, or exceeds a limit.
+        """
+
+    def submit(
+        self,
+        prompt: Sequence[int],
+        new_tokens_max: int,
+        *,
+        pinned: int = 0,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        repetition_penalty: float = 1.0,
+        logit_bias: dict[int, float] | None = None,
+        seed: int = 0,
+        stop: Sequence[str] = ...,
+        constraint: tuple[str, str] | None = None,
+        logprobs: int | None = None,
+        ignore_end: bool = False,
+    ) -> int:
+        """Queue a request and return its number; a constraint is compiled here, without the GIL.
+
+        Parameters
+        ----------
+        prompt, new_tokens_max
+            Token ids, at least one; most tokens to generate.
+        pinned
+            Leading tokens of the prompt to keep in the prefix cache before all others.
+        constraint
+            ``("json_object", "")``, ``("json_schema", schema)`` or ``("lark", grammar)``.
+        logprobs
+            Send each token's log-probability and those of this many alternatives.
+        ignore_end
+            Go on past the model's end-of-answer token.
+
+        Raises
+        ------
+        CoreInputError
+            Names the field at fault.
+        CoreContextError
+            The prompt leaves no room for an answer.
+        CoreBusyError
+            The queue is full.
+        """
+
+    def cancel(self, request: int, /) -> None:
+        """End a request; its last news say so. Unknown numbers are ignored."""
+
+    def drain(self, skip: Collection[int] | None = None, /) -> list[tuple[Any, ...]]:
+        """Take all news but those of the requests in ``skip``; reset ``wake_fd``; never wait.
+
+        Returns
+        -------
+        list
+            ``(request, "prefill", done, total, cached)``,
+            ``(request, "text", text, tokens, logprobs)`` with a list of
+            ``(id, bytes, logprob, [(id, bytes, logprob), ...])`` or None, and
+            ``(request, "finished", reason, stop, error, usage)`` where the reason is ``stop``,
+            ``length``, ``cancelled`` or ``failed`` and usage the counts of prompt, cached,
+            generated and drafted tokens, then queued, first-token and total time in ns.
+        """
+
+    def wake_fd(self) -> int:
+        """Descriptor that is readable while ``drain`` has something; the engine owns it."""
+
+    def stats(self) -> dict[str, int]:
+        """Return counters since the start and gauges of the last step."""
+
+    def restored(self) -> tuple[int, str | None]:
+        """Pages that the snapshot gave back, and why it was ignored, if it was."""
+
+    def save_snapshot(self) -> int:
+        """Write the prefix cache to its file without the GIL, and return the file's bytes."""
+
+    def close(self) -> None:
+        """End all requests as cancelled, keep the snapshot, stop the thread, free the model."""
+
+@final
+class Embedder:
+    """A sentence embedder (BERT, mean pooling, unit length) and its threads.
+
+    Calls from several threads take turns; the GIL is released.
+
+    Parameters
+    ----------
+    folder
+        With ``config.json``, ``model.safetensors`` and ``tokenizer.json``.
+    threads
+        Default: the machine's.
+    """
+
+    def __new__(cls, folder: str | PathLike[str], *, threads: int | None = None) -> Embedder: ...
+    @property
+    def dimensions(self) -> int:
+        """Numbers of a vector."""
+
+    @property
+    def context_tokens(self) -> int:
+        """Most tokens of a text that are read, the two around it included."""
+
+    def count_tokens(self, texts: list[str], /) -> list[int]:
+        """Tokens of each text, the two around it included, before any are cut off."""
+
+    def embed(self, texts: list[str], /) -> tuple[NDArray[np.float32], list[int], list[bool]]:
+        """Vectors (n, dimensions), tokens read of each text, and whether its end was not read."""
 
 @final
 class FeatureEngine:
@@ -195,6 +462,41 @@ def time_inference(
     Infers ``blocks`` blocks of ``block_calls`` rows, going round in ``x`` (n, 26), on one thread
     without the GIL, each call waiting for the result before it; returns ns per call, (blocks,).
     """
+
+@final
+class ForwardTimer:
+    """A language model's forward pass alone, for the benchmarks: no tokenizer, no engine.
+
+    Any tokens will do; all methods release the GIL and return ns.
+    """
+
+    def __new__(
+        cls, path: str | PathLike[str], *, threads: int, tokens_max: int = 8192
+    ) -> ForwardTimer:
+        """Load a GGUF file with room for one sequence of ``tokens_max`` tokens."""
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of weights that decoding one token reads."""
+
+    @property
+    def prompt_operations(self) -> int:
+        """8-bit multiplications and additions of one token of a prompt, two a product."""
+
+    def prompt(self, tokens: int) -> float:
+        """Read a prompt from the start, logits of its last token."""
+
+    def decode(self, depth: int, steps: int) -> NDArray[np.float64]:
+        """Take ``steps`` steps of one token each after ``depth`` tokens; ns of each, (steps,)."""
+
+    def verify(self, depth: int, rows: int, repeats: int) -> NDArray[np.float64]:
+        """Take steps of ``rows`` tokens with all their logits after ``depth``, (repeats,)."""
+
+def read_bandwidth(*, threads: int, bytes: int, seconds: float = 0.2) -> float:
+    """Return the best rate of reading ``bytes`` in sequence with ``threads``, bytes per second."""
+
+def int8_peak(*, threads: int, seconds: float = 0.2) -> float:
+    """Return the best rate of 8-bit multiplications and additions, operations per second."""
 
 @type_check_only
 class TrainRecipe(TypedDict):

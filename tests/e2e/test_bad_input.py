@@ -6,6 +6,8 @@ What a run does with a strategy that raises, and with Ctrl-C, is in ``test_backt
 import json
 import re
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -345,3 +347,19 @@ def test_ctrl_c_in_a_training_ends_with_130_and_no_model(here: Call, tmp_path: P
     assert (code, out) == (130, "")
     assert "interrupted" in err
     assert not (tmp_path / "models").exists()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
+def test_a_full_disk_behind_stdout_ends_with_one_line() -> None:
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(
+            [sys.executable, "-m", "qbtc", "models", "list", "--json"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("error: no space left")
+    assert len(ended.stderr.splitlines()) == 1

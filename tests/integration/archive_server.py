@@ -33,7 +33,7 @@ class ArchiveServer(ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__(("127.0.0.1", 0), Handler)
         self.files: dict[str, bytes] = {}
         self.faults: dict[str, list[Any]] = defaultdict(list)
         self.requests: list[tuple[str, str | None]] = []
@@ -58,7 +58,7 @@ class ArchiveServer(ThreadingHTTPServer):
         """A client that went away is part of the tests."""
 
 
-class _Handler(BaseHTTPRequestHandler):
+class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server: ArchiveServer
 
@@ -99,8 +99,11 @@ class _Handler(BaseHTTPRequestHandler):
             self.send(content, fault)
 
     def send(self, content: bytes, fault: Any) -> None:
-        start, status, headers = 0, 200, {}
+        tag = f'"{hashlib.sha256(content).hexdigest()[:8]}"'
+        start, status, headers = 0, 200, {"ETag": tag}
         asked = self.headers.get("Range")
+        if self.headers.get("If-Range", tag) != tag:
+            asked = None
         if asked and fault != "ignore-range":
             start = int(asked.removeprefix("bytes=").removesuffix("-"))
             if start >= len(content):
@@ -137,6 +140,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(body) if length is None else length))
         self.end_headers()
+        if self.command == "HEAD":
+            return
         self.wfile.write(body)
         self.wfile.flush()
 
@@ -145,10 +150,17 @@ class _Handler(BaseHTTPRequestHandler):
 def serve() -> Iterator[ArchiveServer]:
     """Run a server for the length of a test."""
     server = ArchiveServer()
+    with running(server):
+        yield server
+
+
+@contextmanager
+def running(server: ThreadingHTTPServer) -> Iterator[None]:
+    """Answer requests meanwhile."""
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:
-        yield server
+        yield
     finally:
         server.shutdown()
         thread.join()

@@ -81,7 +81,7 @@ def strategy(folder: Path, body: str, name: str = "mine") -> dict[str, Any]:
     return {"path": f"{name}.py:Mine", "params": {"instrument": PERP}}
 
 
-def model(path: Path, *, train_end_ns: int = 0, instrument: str = PERP) -> Path:
+def model(path: Path, *, train_end_ns: int = 0, instrument: str = PERP, horizon_s: int = 1) -> Path:
     """Save a logistic model with random weights."""
     rng = np.random.default_rng(5)
     rows = np.ascontiguousarray(rng.normal(size=(1000, N_FEATURES)), np.float32)
@@ -95,7 +95,7 @@ def model(path: Path, *, train_end_ns: int = 0, instrument: str = PERP) -> Path:
     metadata = ModelMetadata(
         feature_names=FEATURE_NAMES,
         feature_schema_sha256=schema_sha256(),
-        label_horizon_ns=1_000_000_000,
+        label_horizon_ns=horizon_s * 1_000_000_000,
         label_threshold_bp=0.25,
         train_start_ns=0,
         train_end_ns=train_end_ns,

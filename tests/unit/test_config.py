@@ -1,11 +1,14 @@
 """A config says what is wrong with it and what to write instead."""
 
+import hashlib
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from qbtc.config import RunConfig, load_config, resolve_path
+from qbtc.config import RunConfig, convert, load_config, resolve_path
 from qbtc.errors import ConfigError
+from qbtc.trading.plan import config_sha256
 
 GOOD = """
 name = "t"
@@ -51,6 +54,11 @@ def test_a_good_config_keeps_costs_on_by_default(tmp_path: Path) -> None:
         ("[venue]", '[venue]\nbook = "L3"', "venue.book = 'L3' is not possible; did you mean 'L"),
         ("[venue]", '[venue]\nstarting_balances = ["lots"]', "an amount and a currency"),
         ('name = "t"', 'name = "t', "line 2"),
+        ("[venue]", '[bus]\nurl = "x"\nqueue = 1\n[venue]', "unknown key 'queue' in .bus."),
+        ("[venue]", '[bus]\nrelay = ["quotes"]\n[venue]', "relay.0. = 'quotes' is not possible"),
+        ("[venue]", "[risk]\norder_notional_max = 1\n[venue]", "missing .*position_notional_max"),
+        ("[venue]", "[replay]\nspeed = -1\n[venue]", "replay.speed: expected a number >= 0"),
+        ("[venue]", '[records]\nsignals = "some"\n[venue]', "did you mean 'all'|valid: acted"),
     ],
 )
 def test_a_wrong_key_is_named_with_its_remedy(
@@ -74,3 +82,22 @@ def test_paths_expand_variables_against_the_config_folder(
     assert resolve_path("a/b", tmp_path) == tmp_path / "a" / "b"
     with pytest.raises(ConfigError, match="QBTC_NO_SUCH"):
         resolve_path("${QBTC_NO_SUCH}/x", tmp_path)
+
+
+def test_sections_for_the_outside_are_off_and_leave_no_mark_on_the_hash() -> None:
+    tree = {
+        "name": "t",
+        "data": [{"source": "synthetic", "instrument": "X.Y", "seed": 1, "duration_s": 1.0}],
+        "strategies": [{"path": "a.py:A"}],
+    }
+    plain = convert(tree, RunConfig, "test")
+    outside = (plain.bus, plain.records, plain.risk, plain.replay)
+    assert outside == (None,) * 4
+    assert plain.bus_signals == ()
+    written = msgspec.to_builtins(plain)
+    for name in ("bus", "bus_signals", "records", "replay", "risk"):
+        del written[name]
+    older = hashlib.sha256(msgspec.json.encode(written, order="sorted")).hexdigest()
+    assert config_sha256(plain) == older
+    paced = convert(tree | {"replay": {"speed": 2.0}}, RunConfig, "test")
+    assert config_sha256(paced) != older

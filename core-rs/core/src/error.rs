@@ -33,6 +33,28 @@ pub enum Error {
         /// The system's reason.
         source: std::io::Error,
     },
+    /// A thread of a pool panicked: a defect of this library, reported instead of spread.
+    #[error("a worker thread failed: {reason}")]
+    Worker {
+        /// What it said.
+        reason: String,
+    },
+    /// A prompt leaves no room for an answer.
+    #[error("the prompt has {tokens} tokens; the context holds {tokens_max}, the answer included")]
+    ContextLength {
+        /// Tokens of the prompt.
+        tokens: usize,
+        /// Tokens of prompt and answer together, at most.
+        tokens_max: usize,
+    },
+    /// A queue is full; later is fine.
+    #[error("{requests} requests are in work or waiting; try again in {retry_after_ms} ms")]
+    Busy {
+        /// Requests in work, waiting, or not drained.
+        requests: usize,
+        /// When to try again, ms.
+        retry_after_ms: u64,
+    },
 }
 
 impl Error {

@@ -3,6 +3,9 @@
 
 use std::{hint::black_box, sync::Arc, time::Instant};
 
+use crate::llm::TokenId;
+use crate::llm::forward::{Forward, LogitsFor, Segment};
+use crate::llm::kv::{KvPages, PAGE_TOKENS, PageId};
 use crate::{
     Error, Result,
     features::{
@@ -78,6 +81,95 @@ pub fn inference(
     }
     black_box(last);
     Ok(ns)
+}
+
+/// A language model's forward pass alone: no tokenizer, no sampling, no engine around it.
+pub struct ForwardTimer {
+    forward: Box<dyn Forward>,
+    kv: KvPages,
+    pages: Vec<PageId>,
+    /// Leading positions that hold keys and values.
+    filled: usize,
+}
+
+impl ForwardTimer {
+    /// A timer with memory for one sequence of `tokens_max`.
+    ///
+    /// # Errors
+    /// [`Error::Input`] if that is more than the model's context, or the memory is refused.
+    pub fn new(forward: Box<dyn Forward>, tokens_max: usize) -> Result<Self> {
+        let shape = forward.shape();
+        if tokens_max > shape.context {
+            let reason = format!("{tokens_max} is more than the context of {}", shape.context);
+            return Err(Error::input("tokens_max", reason));
+        }
+        let count = tokens_max.div_ceil(PAGE_TOKENS);
+        let mut kv = KvPages::new(shape.kv, count * shape.kv.page_bytes())?;
+        let pages = (0..count).filter_map(|_| kv.allocate()).collect();
+        Ok(Self { forward, kv, pages, filled: 0 })
+    }
+
+    /// Reads a prompt of `tokens` tokens from the start, in steps of the model's largest size, and
+    /// computes the logits of the last one; ns.
+    ///
+    /// # Errors
+    /// [`Error::Input`] if the prompt does not fit.
+    pub fn prompt(&mut self, tokens: usize) -> Result<f64> {
+        self.filled = 0;
+        let start = Instant::now();
+        self.read(tokens)?;
+        Ok(ns_per(start, 1))
+    }
+
+    /// Takes `steps` steps of one token each after `depth` tokens; ns of each step.
+    ///
+    /// # Errors
+    /// [`Error::Input`] if they do not fit.
+    pub fn decode(&mut self, depth: usize, steps: usize) -> Result<Vec<f64>> {
+        self.read(depth.saturating_sub(self.filled))?;
+        (depth..depth + steps)
+            .map(|position| self.timed_step(position, 1, LogitsFor::Last))
+            .collect()
+    }
+
+    /// Takes `repeats` steps of `rows` tokens with all their logits after `depth` tokens, as a
+    /// speculative draft does; ns of each.
+    ///
+    /// # Errors
+    /// [`Error::Input`] if they do not fit.
+    pub fn verify(&mut self, depth: usize, rows: usize, repeats: usize) -> Result<Vec<f64>> {
+        self.read(depth.saturating_sub(self.filled))?;
+        (0..repeats).map(|_| self.timed_step(depth, rows, LogitsFor::All)).collect()
+    }
+
+    /// Appends `tokens` tokens in steps as large as the model takes.
+    fn read(&mut self, tokens: usize) -> Result<()> {
+        let end = self.filled + tokens;
+        while self.filled < end {
+            let count = (end - self.filled).min(self.forward.shape().step_tokens_max);
+            let last = self.filled + count == end;
+            let logits = if last { LogitsFor::Last } else { LogitsFor::Nothing };
+            self.step(self.filled, count, logits)?;
+            self.filled += count;
+        }
+        Ok(())
+    }
+
+    fn timed_step(&mut self, position: usize, count: usize, logits: LogitsFor) -> Result<f64> {
+        let start = Instant::now();
+        self.step(position, count, logits)?;
+        Ok(ns_per(start, 1))
+    }
+
+    fn step(&mut self, position: usize, count: usize, logits: LogitsFor) -> Result<()> {
+        let vocab = self.forward.shape().vocab;
+        // Any tokens will do, as long as they differ: a multiplicative walk over the vocabulary.
+        let tokens: Vec<TokenId> =
+            (position..position + count).map(|at| ((at * 7919 + 13) % vocab) as TokenId).collect();
+        let segment = Segment { tokens: &tokens, position, pages: &self.pages, logits };
+        black_box(self.forward.step(&mut self.kv, &[segment])?);
+        Ok(())
+    }
 }
 
 /// Nanoseconds since `start` for each of `calls`.

@@ -5,8 +5,10 @@
 use pyo3::prelude::*;
 
 mod build;
+mod embedding;
 mod error;
 mod features;
+mod language;
 mod session;
 mod signal;
 mod synth;
@@ -16,8 +18,10 @@ mod train;
 #[pymodule]
 fn _core(m: &Bound<'_, PyModule>) -> PyResult<()> {
     build::register(m)?;
+    embedding::register(m)?;
     error::register(m)?;
     features::register(m)?;
+    language::register(m)?;
     synth::register(m)?;
     timing::register(m)?;
     train::register(m)?;

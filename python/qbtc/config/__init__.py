@@ -14,6 +14,13 @@ from qbtc.config.data import (
     SyntheticSource,
 )
 from qbtc.config.load import convert, load_config, resolve_path
+from qbtc.config.outside import (
+    BusConfig,
+    BusSignalConfig,
+    RecordsConfig,
+    ReplayConfig,
+    RiskConfig,
+)
 from qbtc.config.run import (
     FillConfig,
     RunConfig,
@@ -32,6 +39,8 @@ from qbtc.config.train import (
 
 __all__ = [
     "ArchiveSource",
+    "BusConfig",
+    "BusSignalConfig",
     "CatalogSource",
     "DataSource",
     "FillConfig",
@@ -41,6 +50,9 @@ __all__ = [
     "MlpConfig",
     "MpsConfig",
     "RecordingSource",
+    "RecordsConfig",
+    "ReplayConfig",
+    "RiskConfig",
     "RunConfig",
     "SignalConfig",
     "SplitConfig",

@@ -10,6 +10,13 @@ import msgspec
 from msgspec import Meta
 
 from qbtc.config.data import DataSource
+from qbtc.config.outside import (
+    BusConfig,
+    BusSignalConfig,
+    RecordsConfig,
+    ReplayConfig,
+    RiskConfig,
+)
 
 FEE_MAX = Decimal("0.1")
 """Above 10 % of the value traded it is a slip: 5 basis points are 0.0005."""
@@ -117,6 +124,11 @@ class RunConfig(_Section, frozen=True, kw_only=True):
     signals: tuple[SignalConfig, ...] = ()
     baselines: tuple[StrategyConfig, ...] = ()
     """Each runs alone on the same data, venue and costs, and stands beside the result."""
+    replay: ReplayConfig | None = None
+    risk: RiskConfig | None = None
+    bus: BusConfig | None = None
+    bus_signals: tuple[BusSignalConfig, ...] = ()
+    records: RecordsConfig | None = None
 
     def __post_init__(self) -> None:
         """Check that the name can be part of a directory's name."""

@@ -4,18 +4,14 @@ A file of day D appears on D + 1, a month's early in the next month; both are re
 So every file is compared by SHA-256 with its ``.CHECKSUM`` sidecar, also one that is here already.
 Closed months inside the range are fetched as one file, and day by day where that is not there.
 A 404 is no failure: it is reported as ``not yet`` (young) or ``never`` (not in the archive).
-
-Bytes go to ``NAME.part`` first; a later attempt, or a later run, continues it with a ``Range``
-request, and only a file whose SHA-256 is right gets its name. Each request is tried
-``Limits.attempts_max`` times with random waits that double, or as long as ``Retry-After`` says.
+How a file is fetched: :mod:`qbtc.download`.
 """
 
 import asyncio
 import calendar
-import os
 import random
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from enum import StrEnum
@@ -23,11 +19,10 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 from urllib.parse import quote
 
-import httpx
-
 from qbtc.data.archive import Kind
 from qbtc.data.rows import INTERVALS, sha256_of
-from qbtc.errors import DataError, RunFailed
+from qbtc.download import Downloader, Limits, TryAgain
+from qbtc.errors import DataError
 
 __all__ = [
     "ARCHIVE_URL",
@@ -48,6 +43,7 @@ ARCHIVE_URL = "https://data.binance.vision"
 
 FIRST_DAY = date(2017, 8, 17)  # the exchange's first day of trading
 FILES_MAX = 5_000
+CHECKSUM_BYTES_MAX = 1024
 MONTHLY_ONLY = ("3d", "1w", "1mo")
 SPOT_ONLY = ("1s",)
 DAILY_LATE_DAYS = 3
@@ -57,23 +53,6 @@ MONTHLY_LATE_DAYS = 10
 _FOLDERS: dict[str, str] = {"spot": "spot", "um": "futures/um"}
 _SYMBOL = re.compile(r"[^\s/\\.%?#&:-]{2,30}")
 _CHECKSUM = re.compile(r"(?P<sha256>[0-9a-fA-F]{64}) [ *](?P<name>\S+)")
-_CONTENT_RANGE = re.compile(r"bytes (?P<start>\d+)-\d+/(\d+|\*)")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """What a fetch may take; tests make them small."""
-
-    connections_max: int = 4
-    attempts_max: int = 6
-    backoff_s: float = 0.5
-    """Longest random wait before the second attempt; doubles with each."""
-    backoff_s_max: float = 30.0
-    connect_s_max: float = 10.0
-    silence_s_max: float = 30.0
-    """Longest time without a byte."""
-    file_bytes_max: int = 4 * 1024**3
-    checksum_bytes_max: int = 1024
 
 
 class Status(StrEnum):
@@ -212,14 +191,6 @@ def _file(
     return ArchiveFile(folder / f"{symbol}-{what}-{stamp}.zip", first, last)
 
 
-class _TryAgain(Exception):
-    """An attempt failed in a way that may pass."""
-
-    def __init__(self, reason: str, *, wait_s: float = 0.0, damaged: bool = False) -> None:
-        super().__init__(reason)
-        self.wait_s, self.damaged = wait_s, damaged
-
-
 async def fetch_files(
     files: list[ArchiveFile],
     folder: Path,
@@ -263,18 +234,15 @@ async def fetch_files(
     if not base_url.startswith(("http://", "https://")):
         raise DataError(f"base URL {base_url!r} does not begin with http:// or https://")
     limits = limits or Limits()
-    timeout = httpx.Timeout(limits.silence_s_max, connect=limits.connect_s_max, pool=None)
-    async with httpx.AsyncClient(
-        timeout=timeout,
-        limits=httpx.Limits(max_connections=limits.connections_max),
-        headers={"Accept-Encoding": "identity", "User-Agent": "qbtc"},
-    ) as client:
-        fetcher = _Fetcher(client, base_url.rstrip("/"), folder, limits, rng, on_bytes)
+    async with Downloader.open(
+        limits, rng=rng, on_bytes=on_bytes, server="the archive", checksum="that of its .CHECKSUM"
+    ) as downloader:
+        archive = _Archive(downloader, base_url.rstrip("/"), folder)
         gate = asyncio.Semaphore(limits.connections_max)
 
         async def one(file: ArchiveFile) -> list[Fetched]:
             async with gate:
-                result = await fetcher.fetch(file, today)
+                result = await archive.fetch(file, today)
             if result.path is None and file.by_day:
                 days = [_day_of(file, i) for i in range((file.last - file.first).days + 1)]
                 return [found for day in days for found in await one(day)]
@@ -301,20 +269,17 @@ def _day_of(month: ArchiveFile, index: int) -> ArchiveFile:
 
 
 @dataclass
-class _Fetcher:
+class _Archive:
     """One session with the archive."""
 
-    client: httpx.AsyncClient
+    downloader: Downloader
     base_url: str
     folder: Path
-    limits: Limits
-    rng: random.Random | None
-    on_bytes: Callable[[int], None]
 
     async def fetch(self, file: ArchiveFile, today: date) -> Fetched:
         """Bring one file here, unless it is here and right."""
         url = f"{self.base_url}/{quote(str(file.path))}"
-        wanted = await self._retry(url, lambda: self._checksum(url, file.path.name))
+        wanted = await self.downloader.retry(url, lambda: self._checksum(url, file.path.name))
         if wanted is None:
             late = MONTHLY_LATE_DAYS if file.monthly else DAILY_LATE_DAYS
             young = (today - file.last).days <= late
@@ -325,105 +290,15 @@ class _Fetcher:
             if await asyncio.to_thread(sha256_of, path) == wanted:
                 return Fetched(file, Status.KEPT, path, wanted, path.stat().st_size)
             status = Status.RESTATED
-        part = path.with_name(path.name + ".part")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            await self._retry(url, lambda: self._download(url, part, wanted))
-            os.replace(part, path)
-        except OSError as error:
-            raise DataError(f"{path}: cannot be written: {error.strerror or error}") from None
+        await self.downloader.fetch(url, path, wanted)
         return Fetched(file, status, path, wanted, path.stat().st_size)
-
-    async def _retry[T](self, url: str, action: Callable[[], Awaitable[T]]) -> T:
-        rng = self.rng or random.Random()
-        ceiling = self.limits.backoff_s
-        for attempt in range(1, self.limits.attempts_max + 1):
-            try:
-                return await action()
-            except httpx.TransportError as error:
-                failure = _TryAgain(f"{type(error).__name__} {error}".strip())
-            except _TryAgain as error:
-                failure = error
-            if attempt < self.limits.attempts_max:
-                wait = max(rng.uniform(0.0, ceiling), failure.wait_s)
-                await asyncio.sleep(min(wait, self.limits.backoff_s_max))
-                ceiling = min(2 * ceiling, self.limits.backoff_s_max)
-        attempts = f"after {self.limits.attempts_max} attempts"
-        if failure.damaged:
-            raise DataError(f"{url}: {failure} {attempts}; the archive or the line is damaged")
-        raise RunFailed(f"{url}: {failure} {attempts}; run it again, what came is kept")
 
     async def _checksum(self, url: str, name: str) -> str | None:
         """SHA-256 that the archive states for a file; None if it has no such file."""
-        async with self.client.stream("GET", f"{url}.CHECKSUM") as response:
-            if response.status_code == httpx.codes.NOT_FOUND:
-                return None
-            _check_status(response, (200,))
-            text = b""
-            async for piece in response.aiter_raw():
-                text += piece
-                if len(text) > self.limits.checksum_bytes_max:
-                    raise _TryAgain("its .CHECKSUM is too long", damaged=True)
+        text = await self.downloader.read(f"{url}.CHECKSUM", CHECKSUM_BYTES_MAX)
+        if text is None:
+            return None
         match = _CHECKSUM.fullmatch(text.decode("utf-8", "replace").strip())
         if match is None or match["name"] != name:
-            raise _TryAgain("its .CHECKSUM is not a SHA-256 of that name", damaged=True)
+            raise TryAgain("its .CHECKSUM is not a SHA-256 of that name", damaged=True)
         return match["sha256"].lower()
-
-    async def _download(self, url: str, part: Path, wanted: str) -> None:
-        """Complete the part and check it; a part that is wrong is removed."""
-        have = _size_of(part)
-        headers = {"Range": f"bytes={have}-"} if have else {}
-        async with self.client.stream("GET", url, headers=headers) as response:
-            if response.status_code == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
-                # All of it is here already, or more than there is: only the sum can tell.
-                await self._verify(part, wanted)
-                return
-            _check_status(response, (200, 206))
-            resumed = response.status_code == httpx.codes.PARTIAL_CONTENT
-            if resumed and _start_of(response) != have:
-                _remove(part)
-                raise _TryAgain("answered with another range than asked")
-            self._check_size(url, (have if resumed else 0), response.headers.get("Content-Length"))
-            size = have if resumed else 0
-            with part.open("ab" if resumed else "wb") as file:
-                async for piece in response.aiter_raw():
-                    size += len(piece)
-                    self._check_size(url, size, None)
-                    file.write(piece)
-                    self.on_bytes(len(piece))
-        await self._verify(part, wanted)
-
-    def _check_size(self, url: str, size: int, more: str | None) -> None:
-        announced = int(more) if more is not None and more.isdigit() else 0
-        if size + announced > self.limits.file_bytes_max:
-            raise DataError(f"{url}: larger than {self.limits.file_bytes_max} bytes; not fetched")
-
-    async def _verify(self, part: Path, wanted: str) -> None:
-        if await asyncio.to_thread(sha256_of, part) != wanted:
-            _remove(part)
-            raise _TryAgain("its SHA-256 is not that of its .CHECKSUM", damaged=True)
-
-
-def _size_of(part: Path) -> int:
-    return part.stat().st_size if part.is_file() else 0
-
-
-def _remove(part: Path) -> None:
-    part.unlink(missing_ok=True)
-
-
-def _start_of(response: httpx.Response) -> int:
-    match = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
-    return int(match["start"]) if match else -1
-
-
-def _check_status(response: httpx.Response, good: tuple[int, ...]) -> None:
-    status = response.status_code
-    if status in good:
-        return
-    if status == httpx.codes.TOO_MANY_REQUESTS or status >= 500:
-        after = response.headers.get("Retry-After", "")
-        raise _TryAgain(f"HTTP {status}", wait_s=float(after) if after.isdigit() else 0.0)
-    if status == httpx.codes.NOT_FOUND:
-        raise _TryAgain("HTTP 404 although it has a .CHECKSUM")
-    raise RunFailed(f"{response.url}: HTTP {status}; the archive refuses this request")

@@ -28,7 +28,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -54,6 +54,7 @@ from qbtc.trading.feeds import Feed, FeedKind, Feeds
 from qbtc.trading.ledger import Played, take_out
 from qbtc.trading.loader import LoadedStrategy
 from qbtc.trading.market import REPLAY_TYPES, Market, Opener, Progress, open_market
+from qbtc.trading.outside import Outside, open_outside
 from qbtc.trading.plan import Plan, baseline_names, make_plan
 from qbtc.trading.record import make_run_directory, record
 from qbtc.trading.result import RUN_SERIES, RunResult, WallTime
@@ -150,8 +151,12 @@ def execute(
     folder = make_run_directory(plan.config, output_dir, started)
     try:
         market = open_market(plan, opener, progress)
-        opened = time.perf_counter()
-        main = _play(plan, plan.strategies, market, sessions, progress, name=RUN_SERIES)
+        with open_outside(plan, market, folder) as (outside, close):
+            opened = time.perf_counter()
+            main = _play(
+                plan, plan.strategies, market, sessions, progress, name=RUN_SERIES, outside=outside
+            )
+            told = close()
         played = time.perf_counter()
         others: list[Played] = []
         for name, baseline in zip(baseline_names(plan), plan.baselines, strict=True):
@@ -171,7 +176,7 @@ def execute(
         total_s=ended - began,
     )
     costs = _costs(plan.config, market)
-    result, error = record(plan, market, main, others, folder, started, wall, costs)
+    result, error = record(plan, market, main, others, folder, started, wall, costs, told)
     return Outcome(result, folder, error)
 
 
@@ -183,6 +188,7 @@ def _play(
     progress: Progress,
     *,
     name: str,
+    outside: Outside | None = None,
 ) -> Played:
     """Build a node, run it, and take out what it did; without ``sessions`` there are no signals."""
     began = time.perf_counter()
@@ -201,12 +207,17 @@ def _play(
     feeds = Feeds(own_feeds)
     played.sampler = DurationSampler(own_feeds, board, signalled)
     links = HostLinks(board, feeds, _bar_types(market), trap.watch_handler)
+    if outside is not None:
+        links = replace(links, desk=outside.desk, bus_board=outside.bus_board)
     components: list[Any] = []
     try:
         for entry, model in entries:
             assert sessions is not None
             components += _signal_actors(entry, model, market, plan.span_ns, board, feeds, sessions)
         played.signals = [item for item in components if isinstance(item, SignalActor)]
+        if outside is not None:
+            outside.listen(board, {entry.instrument: model for entry, model in entries})
+            components += outside.actors(feeds)
         with _interruptible() as interrupted:
 
             def beat(ts: int) -> None:
@@ -226,7 +237,11 @@ def _play(
             for loaded, identity in zip(strategies, ids, strict=True):
                 strategy = _make_strategy(loaded, identity, links)
                 components.append(strategy)
+                if outside is not None:
+                    outside.watch(strategy, trap)
                 node.add_strategy(_RUN, strategy)
+            if outside is not None:
+                outside.kept += [node, *components]
             for component in components:
                 trap.watch(component)
             feeds.rank(components)

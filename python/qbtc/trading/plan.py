@@ -93,9 +93,15 @@ def check_sources(sources: Sequence[DataSource], base: Path) -> None:
                 raise DataError(f"{path}: no such file (data of {source.instrument}); {remedy}")
 
 
+_OUTSIDE = ("bus", "bus_signals", "records", "replay", "risk")
+"""Sections that are left out of the hash where they are not written, as in older versions."""
+
+
 def config_sha256(config: RunConfig) -> str:
     """SHA-256 over the config with its defaults filled in, keys sorted."""
-    return hashlib.sha256(msgspec.json.encode(config, order="sorted")).hexdigest()
+    tree = msgspec.to_builtins(config)
+    written = {name: value for name, value in tree.items() if value or name not in _OUTSIDE}
+    return hashlib.sha256(msgspec.json.encode(written, order="sorted")).hexdigest()
 
 
 def baseline_names(plan: Plan) -> list[str]:
@@ -133,10 +139,35 @@ def _check_instruments(config: RunConfig) -> None:
                 f"[[signals]] of {entry.instrument}: it cannot lead itself; "
                 "leave lead out or name another instrument"
             )
-    signalled = [entry.instrument for entry in config.signals]
-    for name in signalled:
-        if signalled.count(name) > 1:
-            raise ConfigError(f"two [[signals]] entries are of {name}; write one per instrument")
+    for section, entries in (("signals", config.signals), ("bus_signals", config.bus_signals)):
+        named = [entry.instrument for entry in entries]
+        for name in named:
+            if named.count(name) > 1:
+                raise ConfigError(
+                    f"two [[{section}]] entries are of {name}; write one per instrument"
+                )
+    _check_outside(config, names)
+
+
+def _check_outside(config: RunConfig, names: list[str]) -> None:
+    if config.bus is not None and not all("!" <= letter <= "~" for letter in config.name):
+        raise ConfigError(
+            f"name = {config.name!r} goes into messages, since there is [bus]; "
+            "write it in ASCII without spaces"
+        )
+    for entry in config.bus_signals:
+        if entry.instrument not in names:
+            raise ConfigError(
+                f"[[bus_signals]] wants {entry.instrument}, but there is no [[data]] of it; "
+                f"the run has: {', '.join(names)}"
+            )
+        if config.bus is None:
+            raise ConfigError("[[bus_signals]] come from a bus: add [bus] with its url")
+        if config.risk is None:
+            raise ConfigError(
+                "[[bus_signals]] are acted on only within limits: add [risk] with "
+                "order_notional_max and position_notional_max"
+            )
 
 
 def _load_model(entry: SignalConfig, base: Path) -> SignalModel:

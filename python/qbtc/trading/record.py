@@ -2,6 +2,7 @@
 
 import hashlib
 import platform
+import secrets
 import traceback
 from collections.abc import Iterator, Sequence
 from datetime import datetime
@@ -20,6 +21,7 @@ from qbtc.core.build import build_info
 from qbtc.core.signal_model import SignalModel
 from qbtc.data.catalog import Dataset
 from qbtc.errors import ConfigError, RunFailed
+from qbtc.store.opening import shown
 from qbtc.trading.accounting import Curve, Fill, curve_of, performance_of, thin
 from qbtc.trading.ledger import Played, Status
 from qbtc.trading.market import Market, iso
@@ -34,6 +36,7 @@ from qbtc.trading.result import (
     SIGNALS,
     DataSetResult,
     ModelResult,
+    OutsideResult,
     Performance,
     RunResult,
     SignalResult,
@@ -52,6 +55,9 @@ def make_run_directory(config: RunConfig, output_dir: Path | None, started: date
     """Create ``<name>-<UTC time>-<config hash>``, with a number behind it if that is taken."""
     parent = output_dir if output_dir is not None else Path(config.output_dir).expanduser()
     stem = f"{config.name}-{started:%Y%m%dT%H%M%SZ}-{config_sha256(config)[:8]}"
+    if config.bus is not None or config.records is not None:
+        # Others know the run by this name, where a number in this folder says nothing.
+        stem += f"-{secrets.token_hex(3)}"
     try:
         parent.mkdir(parents=True, exist_ok=True)
         for number in range(1, 1000):
@@ -77,6 +83,7 @@ def record(
     started: datetime,
     wall: WallTime,
     costs: dict[str, Any],
+    told: OutsideResult,
 ) -> tuple[RunResult, BaseException | None]:
     """Write the run directory; return the result and what stopped the run, if anything did."""
     span = (market.span_ns[0], max(main.stopped_ns, market.span_ns[0] + 1))
@@ -122,19 +129,45 @@ def record(
         latency=main.sampler.histograms(max(main.events, 1)),
         wall=wall,
         seed=plan.config.seed,
-        config=msgspec.json.decode(msgspec.json.encode(plan.config)),
+        config=_config_shown(plan.config),
         config_sha256=config_sha256(plan.config),
         strategy_sha256=_strategy_hashes(plan),
         costs=costs,
         versions=_versions(),
         build_info=msgspec.to_builtins(build_info()),
-        notes=_notes(plan, market, (main, *others)),
+        notes=(*_notes(plan, market, (main, *others)), *_outside_notes(told)),
+        outside=told,
     )
     _write_tables(folder, main, curves, market, start_balance)
     write_result(result, folder)
     if error is not None:
         error.add_note(f"partial results: {folder}")
     return result, error
+
+
+def _config_shown(config: RunConfig) -> dict[str, Any]:
+    """Return the config as plain values, without the passwords that its URLs may have."""
+    tree: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(config))
+    for section in (tree["bus"], tree["records"]):
+        if section is not None and section["url"] is not None:
+            section["url"] = shown(section["url"])
+    return tree
+
+
+def _outside_notes(told: OutsideResult) -> Iterator[str]:
+    """Say what did not reach the outside."""
+    if told.bus is not None:
+        if told.bus.problem is not None:
+            yield f"the bus was left early: {told.bus.problem}"
+        for kind, counts in told.bus.relay.items():
+            if counts.dropped:
+                total = counts.sent + counts.dropped
+                yield f"{counts.dropped:,} of {total:,} copies of {kind} did not reach the bus"
+    if told.records is not None and told.records.problem is not None:
+        yield f"records: {told.records.problem}"
+    if told.risk is not None:
+        for limit, number in told.risk.refused.items():
+            yield f"{number:,} orders were refused by [risk] {limit}"
 
 
 def _performance(played: Played, curve: Curve) -> Performance:

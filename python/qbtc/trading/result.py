@@ -34,10 +34,15 @@ __all__ = [
     "PRICES",
     "RUN_SERIES",
     "SIGNALS",
+    "BusResult",
     "DataSetResult",
     "Histogram",
     "ModelResult",
+    "OutsideResult",
     "Performance",
+    "RecordsResult",
+    "RelayCounts",
+    "RiskResult",
     "RunResult",
     "SignalResult",
     "WallTime",
@@ -232,6 +237,56 @@ class WallTime(_Record, frozen=True, kw_only=True):
     total_s: float
 
 
+class RelayCounts(_Record, frozen=True, kw_only=True):
+    """What became of the copies of one kind that were meant for the bus."""
+
+    sent: int
+    dropped: int
+    """Oldest in a full queue, refused by the bus, or left at the end."""
+
+
+class BusResult(_Record, frozen=True, kw_only=True):
+    """What went to the bus and came from it."""
+
+    relay: dict[str, RelayCounts]
+    received: dict[str, int]
+    """Signals ``received``; of those ``hold``, ``duplicate``, of an ``unknown_instrument``,
+    ``dropped`` from a full queue; ``unmarked`` while the database of marks was away."""
+    outcomes: dict[str, int]
+    """Signals handed to the node: ``acted`` on, ``ignored`` by the strategies, ``expired``,
+    refused by ``risk``, ``unheard`` at the end."""
+    problem: str | None
+    """Why the connection ended early."""
+
+
+class RecordsResult(_Record, frozen=True, kw_only=True):
+    """What was written to the database of records."""
+
+    database: str
+    """Its URL without a password."""
+    counts: dict[str, int]
+    problem: str | None
+    """What is not in it, and why: rows that wait in the spool, and those that were dropped, refused
+    by it or damaged on disk. None: nothing."""
+
+
+class RiskResult(_Record, frozen=True, kw_only=True):
+    """What the limits did."""
+
+    refused: dict[str, int]
+    """Orders refused, by the limit."""
+    latched: bool
+    """Whether ``drawdown_max`` was passed."""
+
+
+class OutsideResult(_Record, frozen=True, kw_only=True):
+    """What a run told the outside and heard from it; None: its config does not ask for it."""
+
+    bus: BusResult | None = None
+    records: RecordsResult | None = None
+    risk: RiskResult | None = None
+
+
 class RunResult(_Record, frozen=True, kw_only=True):
     """``result.json``."""
 
@@ -277,6 +332,7 @@ class RunResult(_Record, frozen=True, kw_only=True):
     versions: dict[str, str]
     build_info: dict[str, Any]
     notes: tuple[str, ...] = ()
+    outside: OutsideResult = OutsideResult()
 
 
 def write_result(result: RunResult, folder: Path) -> Path:

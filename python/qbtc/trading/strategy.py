@@ -12,11 +12,14 @@ A strategy file holds one frozen parameter struct and one class::
 All Nautilus callbacks (``on_quote``, ``on_trade``, ``on_book_deltas``, ``on_bar``,
 ``on_order_filled``, ``on_time_event``, ...) keep their names and meaning; see
 https://nautilustrader.io/docs. Added here are ``params``, ``subscribe_model_signals`` with
-``on_model_signal``, ``instrument_or_fail``, ``quantity_or_fail`` and ``bar_type_for``. An exception
-in any callback ends the run (``qbtc.trading.trap``).
+``on_model_signal``, ``subscribe_bus_signals`` with ``on_bus_signal``, ``instrument_or_fail``,
+``quantity_or_fail`` and ``bar_type_for``. An order that is sent while a signal is heard is known to
+act on it; of one that is sent later, ``acts_on`` says so. With ``[risk]`` in the config an order
+beyond the limits is not sent: ``on_order_denied`` is called at once. An exception in any callback
+ends the run (``qbtc.trading.trap``).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Self
@@ -26,8 +29,11 @@ from nautilus_trader.model import (
     BarType,
     BookType,
     ClientId,
+    ClientOrderId,
     InstrumentId,
     OmsType,
+    PositionId,
+    Price,
     Quantity,
     QuoteTick,
     StrategyId,
@@ -36,11 +42,21 @@ from nautilus_trader.trading import Strategy, StrategyConfig
 
 from qbtc.errors import ConfigError
 from qbtc.messages import Signal
+from qbtc.messages.events import TradingSignal
+from qbtc.trading.desk import OrderDesk
 from qbtc.trading.feeds import FeedKind, Feeds, Handler
 
-__all__ = ["HostLinks", "QbtcStrategy", "SignalBoard", "SignalHandler", "StrategyParams"]
+__all__ = [
+    "BusSignalHandler",
+    "HostLinks",
+    "QbtcStrategy",
+    "SignalBoard",
+    "SignalHandler",
+    "StrategyParams",
+]
 
 type SignalHandler = Callable[[Signal, QuoteTick], None]
+type BusSignalHandler = Callable[[TradingSignal], None]
 
 
 class StrategyParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -91,6 +107,10 @@ class HostLinks:
     """Bars in the run's data, by instrument."""
     watch_handler: Callable[[Callable[..., object]], None] = lambda handler: None
     """Told of every function that a strategy hands to Nautilus (``qbtc.trading.trap``)."""
+    desk: OrderDesk | None = None
+    """Knows and admits orders, where somebody must."""
+    bus_board: Mapping[str, list[BusSignalHandler]] = MappingProxyType({})
+    """Who hears which instrument's signals from the bus."""
 
 
 class QbtcStrategy[Params: StrategyParams](Strategy):
@@ -136,10 +156,99 @@ class QbtcStrategy[Params: StrategyParams](Strategy):
         ConfigError
             The run has no ``[[signals]]`` entry for the instrument.
         """
-        self.__links.board.listen(str(instrument_id), self.on_model_signal)
+        name, desk = str(instrument_id), self.__links.desk
+        handler: SignalHandler = self.on_model_signal
+        if desk is not None:
+            handler = desk.hearing_model(name, handler)
+        self.__links.board.listen(name, handler)
 
     def on_model_signal(self, signal: Signal, quote: QuoteTick) -> None:
         """Receive a signal, before ``on_quote`` of the quote it was computed at."""
+
+    def subscribe_bus_signals(self, instrument_id: InstrumentId) -> None:
+        """Ask for ``on_bus_signal`` at every signal from the bus that may be acted on.
+
+        Raises
+        ------
+        ConfigError
+            The run has no ``[[bus_signals]]`` entry for the instrument.
+        """
+        board, name = self.__links.bus_board, str(instrument_id)
+        if name not in board:
+            raise ConfigError(
+                f"a strategy wants signals of {name} from the bus, but the run has those of: "
+                f'{", ".join(board) or "none"}; add [[bus_signals]] with instrument = "{name}"'
+            )
+        board[name].append(self.on_bus_signal)
+
+    def on_bus_signal(self, signal: TradingSignal) -> None:
+        """Receive a signal from the bus to buy or sell.
+
+        It was not received before, is neither expired nor older than the limits allow, and its
+        price is near the market's. Orders sent from here act on it.
+        """
+
+    @property
+    def signal_id(self) -> str | None:
+        """Id of the signal that is being heard; None also where the run keeps no ids."""
+        desk = self.__links.desk
+        return None if desk is None else desk.signal_id
+
+    def submit_order(
+        self,
+        order: Any,
+        position_id: PositionId | None = None,
+        client_id: ClientId | None = None,
+        params: dict[str, Any] | None = None,
+        *,
+        acts_on: str | None = None,
+    ) -> None:
+        """Send an order; ``on_order_denied`` follows at once if it is beyond the run's limits.
+
+        ``acts_on`` is the id of the signal behind it, where that is not the one being heard.
+        """
+        desk = self.__links.desk
+        if desk is None or desk.admit(self, [order], acts_on):
+            super().submit_order(order, position_id, client_id, params)
+
+    def submit_order_list(
+        self,
+        order_list: Any,
+        position_id: PositionId | None = None,
+        client_id: ClientId | None = None,
+        params: dict[str, Any] | None = None,
+    ) -> None:
+        """Send orders that belong together; if one is beyond the run's limits, none is sent."""
+        desk = self.__links.desk
+        if desk is None or desk.admit(self, list(order_list), None):
+            super().submit_order_list(order_list, position_id, client_id, params)
+
+    def modify_order(
+        self,
+        client_order_id: ClientOrderId,
+        quantity: Quantity | None = None,
+        price: Price | None = None,
+        trigger_price: Price | None = None,
+        client_id: ClientId | None = None,
+        params: dict[str, Any] | None = None,
+    ) -> None:
+        """Change an order; ``on_order_modify_rejected`` follows if that is beyond the limits."""
+        desk = self.__links.desk
+        if desk is None or desk.admit_change(self, client_order_id, quantity, price, trigger_price):
+            super().modify_order(client_order_id, quantity, price, trigger_price, client_id, params)
+
+    def modify_orders(
+        self,
+        updates: Sequence[tuple[ClientOrderId, Quantity | None, Price | None, Price | None]] = (),
+        client_id: ClientId | None = None,
+        params: dict[str, Any] | None = None,
+    ) -> None:
+        """Change several orders of one instrument."""
+        if self.__links.desk is None:
+            super().modify_orders(updates, client_id, params)
+            return
+        for order_id, quantity, price, trigger_price in updates:
+            self.modify_order(order_id, quantity, price, trigger_price, client_id, params)
 
     def subscribe_quotes(
         self,

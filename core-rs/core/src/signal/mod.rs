@@ -41,7 +41,7 @@ mod softmax;
 pub mod train;
 
 pub use guard::Guard;
-pub use isa::Isa;
+pub use isa::{ISA_VARIABLE, Isa};
 pub use model::{Model, Session};
 pub use replay::Replay;
 pub use session::{Counts, Signal, SignalSession, bulk_signals};

@@ -49,6 +49,9 @@ def print_summary(folder: Path, console: Console | None = None) -> None:
     signals = _signals(run)
     if signals is not None:
         console.print(signals)
+    outside = _outside(result)
+    if outside is not None:
+        console.print(outside)
     for note in result.notes:
         console.print(Text(f"note: {note}", style="yellow"), soft_wrap=True)
     console.print(Text(f"fills_sha256 {result.fills_sha256}", style="dim"), soft_wrap=True)
@@ -129,6 +132,37 @@ def _signals(run: RunDirectory) -> Table | None:
                 f"{item.decile_bp.value:+.2f} bp",
             )
     return table if table.row_count else None
+
+
+def _outside(result: RunResult) -> Table | None:
+    """Return what went to the bus and the records, and came from the bus; None: nothing did."""
+    table = _table("Outside", "", "")
+    bus, records, risk = result.outside.bus, result.outside.records, result.outside.risk
+    if bus is not None:
+        for kind, copies in bus.relay.items():
+            table.add_row(f"{kind} to the bus", f"{count(copies.sent)} sent", _some(copies.dropped))
+        if bus.received:
+            rest = {name: number for name, number in bus.received.items() if name != "received"}
+            received = f"{count(bus.received.get('received', 0))} received"
+            table.add_row("signals heard", received, _parts(rest))
+            table.add_row("by the node", _parts(bus.outcomes), "")
+    if records is not None:
+        table.add_row(
+            "records",
+            f"{count(records.counts['written'])} written",
+            _some(records.counts["dropped"] + records.counts["refused"]),
+        )
+    if risk is not None:
+        table.add_row("orders refused", _parts(risk.refused) or "none", "")
+    return table if table.row_count else None
+
+
+def _some(dropped: int) -> str:
+    return f"{count(dropped)} dropped"
+
+
+def _parts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count(number)} {name}" for name, number in counts.items() if number)
 
 
 def _table(*head: str) -> Table:
