@@ -1,12 +1,14 @@
 """An engine that answers from a script: what the gateway and clients are tested against.
 
 A script is a list of steps: engine events as they are, a number of seconds to sleep (also
-:data:`FOREVER`), or an exception to raise. The engine remembers what it was asked and how many of
+:data:`FOREVER`), a :class:`threading.Event` to wait for, so that a test decides when the answer
+goes on, or an exception to raise. The engine remembers what it was asked and how many of
 its answers were closed before their end.
 """
 
 import asyncio
 import struct
+import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from typing import Final
 
@@ -33,7 +35,7 @@ MODEL: Final = "scripted"
 EMBEDDING_MODEL: Final = "scripted-embedding"
 DIMENSIONS: Final = 4
 
-type Step = Event | float | BaseException
+type Step = Event | float | threading.Event | BaseException
 type Script = Sequence[Step]
 type ChatScript = Script | Callable[[ChatRequest], Script]
 
@@ -130,6 +132,9 @@ class ScriptedEngine:
                     raise step
                 if isinstance(step, int | float):
                     await asyncio.sleep(min(step, 86_400))
+                elif isinstance(step, threading.Event):
+                    while not step.is_set():
+                        await asyncio.sleep(0.005)
                 else:
                     yield step
             done = True
