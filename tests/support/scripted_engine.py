@@ -133,7 +133,7 @@ class ScriptedEngine:
                 if isinstance(step, int | float):
                     await asyncio.sleep(min(step, 86_400))
                 elif isinstance(step, threading.Event):
-                    while not step.is_set():
+                    while not step.is_set():  # noqa: ASYNC110 - set from another thread
                         await asyncio.sleep(0.005)
                 else:
                     yield step
