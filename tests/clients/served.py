@@ -53,13 +53,13 @@ def serving(engine: Engine, folder: Path, *, limits: Limits | None = None) -> It
 
     thread = threading.Thread(target=asyncio.run, args=(serve(),), daemon=True)
     thread.start()
-    assert started.wait(30)
+    assert started.wait(60)
     try:
         yield f"http://127.0.0.1:{sock.getsockname()[1]}"
     finally:
         loop, ended = stop[0]
         loop.call_soon_threadsafe(ended.set)
-        thread.join(30)
+        thread.join(60)
         assert not thread.is_alive()
 
 
@@ -77,7 +77,7 @@ class Process(msgspec.Struct):
     def url(self) -> str:
         return str(self.line["page"]).rstrip("/")
 
-    def stop(self, number: int = signal.SIGTERM, *, within_s: float = 20) -> float:
+    def stop(self, number: int = signal.SIGTERM, *, within_s: float = 60) -> float:
         """Signal, wait for the end, return how long it took."""
         start = time.monotonic()
         self.process.send_signal(number)

@@ -48,7 +48,7 @@ def aider(folder: Path, url: str, model: str, words: str, *more: str) -> tuple[i
         folder / "repo",
         home=home,
         env={"OPENAI_API_BASE": f"{url}/v1", "OPENAI_API_KEY": "unused"},
-        within_s=240,
+        within_s=480,
     )
     return done.returncode, done.stdout + done.stderr
 

@@ -30,7 +30,7 @@ def cline(
     configured = run([program, "auth", *setting], folder / "repo", home=home)
     assert configured.returncode == 0, configured.stderr
     done = run(
-        [program, "--json", "-t", "100", "-c", folder / "repo", words], folder / "repo", home=home
+        [program, "--json", "-t", "280", "-c", folder / "repo", words], folder / "repo", home=home
     )
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     return done.returncode, [json.loads(line) for line in lines], done.stdout + done.stderr

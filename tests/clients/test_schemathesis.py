@@ -23,6 +23,7 @@ from tests.support.scripted_engine import EMBEDDING_MODEL, MODEL, ScriptedEngine
 from qbtc_gateway.settings import Limits
 
 EXAMPLES = 25
+ANSWER_S_MAX = 60
 CHECKS = [
     not_a_server_error,
     status_code_conformance,
@@ -37,7 +38,7 @@ def described(tmp_path_factory: pytest.TempPathFactory) -> Iterator[schemathesis
     engine = ScriptedEngine([*text("Hello ", "there"), end()])
     limits = Limits(requests_per_minute_max=0, drain_s_max=1)
     with serving(engine, tmp_path_factory.mktemp("keys"), limits=limits) as url:
-        yield schemathesis.openapi.from_url(f"{url}/openapi.json")
+        yield schemathesis.openapi.from_url(f"{url}/openapi.json", timeout=ANSWER_S_MAX)
 
 
 @pytest.mark.parametrize("mode", list(schemathesis.GenerationMode))
@@ -72,6 +73,6 @@ def attempt(operation: schemathesis.APIOperation, mode: schemathesis.GenerationM
         if isinstance(case.body, dict) and isinstance(case.body.get("model"), str):
             # No name made by chance is one that is served.
             case.body["model"] = served
-        case.call_and_validate(checks=CHECKS)
+        case.call_and_validate(checks=CHECKS, timeout=ANSWER_S_MAX)
 
     each()

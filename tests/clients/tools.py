@@ -87,7 +87,7 @@ def run(
     *,
     home: Path,
     env: Mapping[str, str] | None = None,
-    within_s: float = 120.0,
+    within_s: float = 300.0,
 ) -> subprocess.CompletedProcess[str]:
     """Run a client in a folder, with a home of its own and no way to anywhere else.
 

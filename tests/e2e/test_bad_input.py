@@ -17,6 +17,7 @@ import pytest
 
 from qbtc.core.features import FEATURE_NAMES, schema_sha256
 from qbtc.core.signal_model import ModelMetadata, fit_guard, fit_preprocess, save_model
+from qbtc.evaluate.commands import _Bars
 
 STRATEGIES = Path(__file__).resolve().parents[2] / "strategies"
 PERP = "BTCUSDT-PERP.BINANCE"
@@ -335,15 +336,25 @@ def test_paths_with_spaces_and_other_scripts_work_from_anywhere(here: Call, tmp_
     assert "\x1b" not in out + err
 
 
-def test_ctrl_c_in_a_training_ends_with_130_and_no_model(here: Call, tmp_path: Path) -> None:
+def test_ctrl_c_in_a_training_ends_with_130_and_no_model(
+    here: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     endless = TRAIN.replace("epochs = 2", "epochs = 1000000\npatience = 1000000")
     (tmp_path / "given.toml").write_text(run_config(endless))
-    timer = threading.Timer(1.5, signal.raise_signal, [signal.SIGINT])
-    timer.start()
+    timer = threading.Timer(0.2, signal.raise_signal, [signal.SIGINT])
+    step = _Bars.step
+
+    def told(bars: _Bars, name: str, done: int, note: str) -> None:
+        step(bars, name, done, note)
+        if name == "mlp" and timer.ident is None:
+            timer.start()
+
+    monkeypatch.setattr(_Bars, "step", told)
     try:
         code, out, err = here("train", "given.toml", "--json")
     finally:
         timer.cancel()
+    assert timer.ident is not None, "it ended before it was interrupted"
     assert (code, out) == (130, "")
     assert "interrupted" in err
     assert not (tmp_path / "models").exists()

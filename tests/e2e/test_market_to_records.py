@@ -29,7 +29,7 @@ from qbtc.messages.events import OrderEvent, TradingSignal
 from qbtc.store import open_store
 
 STRATEGIES = Path(__file__).resolve().parents[2] / "strategies"
-HEARD_S_MAX = 30.0
+HEARD_S_MAX = 60.0
 COPIES = 10
 QUEUE = "q_node_signals"
 START_NS = 1_704_067_200_000_000_000
@@ -163,11 +163,11 @@ def observing(url: str, prefix: str) -> Iterator[Observer]:
     thread = threading.Thread(target=lambda: asyncio.run(observer.watch(ready)))
     thread.start()
     try:
-        assert ready.wait(20)
+        assert ready.wait(60)
         yield observer
     finally:
         observer.stop()
-        thread.join(20)
+        thread.join(60)
 
 
 @contextlib.asynccontextmanager

@@ -50,6 +50,7 @@ HOSTILE = (
 def browser() -> Iterator[Browser]:
     if CHROMIUM is None:
         missing("no Chromium here; install it or set QBTC_CHROMIUM")
+    expect.set_options(timeout=30_000)
     with sync_playwright() as play:
         browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield browser

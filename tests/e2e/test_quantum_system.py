@@ -33,7 +33,7 @@ from qbtc.llm.models import DEFAULT_CHAT_MODEL
 from qbtc.messages.events import Health
 from qbtc.stack.servers import RedisServer
 
-HEARTBEAT_S_MAX = 30.0
+HEARTBEAT_S_MAX = 60.0
 HELLO: list[Any] = [{"role": "user", "content": "Say hello to a friend in one sentence."}]
 
 
@@ -67,7 +67,7 @@ class Whole:
     def row(self, request_id: str) -> dict[str, Any]:
         """Return the row of a request, which comes a moment after its answer."""
         query = "SELECT * FROM qbtc.interactions WHERE request_id = $1"
-        rows = wait_for(lambda: self.fetch(query, request_id), within_s=30)
+        rows = wait_for(lambda: self.fetch(query, request_id))
         assert len(rows) == 1, rows
         return rows[0]
 
@@ -138,8 +138,15 @@ def client(whole: Whole, worker: Part) -> Iterator[OpenAI]:
 
 def test_1_health_says_ready_with_all_parts_there(whole: Whole, worker: Part) -> None:
     assert whole.get("/health/live").status_code == 200
-    ready = whole.get("/health/ready")
-    assert (ready.status_code, ready.json()) == (200, {"status": "ok"})
+
+    def ready() -> httpx.Response | None:
+        answer = whole.get("/health/ready")
+        return answer if answer.json() == {"status": "ok"} else None
+
+    # A part that is slow for a moment is said to be away for that moment.
+    answer = wait_for(ready)
+    assert answer is not None, whole.get("/health/ready").text
+    assert answer.status_code == 200
 
 
 def test_2_a_chat_completion_is_whole_and_counts_its_tokens(client: OpenAI, whole: Whole) -> None:
@@ -219,20 +226,21 @@ def test_5_prometheus_counts_what_was_asked(client: OpenAI, whole: Whole) -> Non
         for seed in range(3)
     ]
     tokens = sum(answer.usage.completion_tokens for answer in answers if answer.usage)
-    after = wait_for(
-        lambda: (
-            now
-            if (now := {name: whole.figure(name) for name in before})[asked] >= before[asked] + 3
-            else None
-        )
-    )
+
+    # They are counted a moment after the answers.
+    def counted() -> dict[str, float] | None:
+        now = {name: whole.figure(name) for name in before}
+        there = now[asked] >= before[asked] + 3 and now[read] >= before[read] + tokens
+        return now if there else None
+
+    after = wait_for(counted)
     assert after is not None
     assert after[asked] == before[asked] + 3
     assert after[sent] >= before[sent] + 3
     assert after[read] == before[read] + tokens
-    assert whole.figure('qbtc_part_up{part="bus"}') == 1
-    assert whole.figure('qbtc_part_up{part="records"}') == 1
-    assert whole.figure('qbtc_part_up{part="redis"}') == 1
+    for part in ("bus", "records", "redis"):
+        up = f'qbtc_part_up{{part="{part}"}}'
+        assert wait_for(lambda up=up: whole.figure(up) == 1), part
 
 
 def test_6_the_worker_says_that_it_is_well(whole: Whole, worker: Part) -> None:
@@ -343,6 +351,6 @@ def test_z_a_request_waits_in_its_queue_while_no_worker_is_there(
         assert wait_for(whole.depth) == 1
         assert not asked.done()
         with whole.system.worker():
-            answer = asked.result(60)
+            answer = asked.result(120)
             assert answer.choices[0].message.content
             assert whole.depth() == 0

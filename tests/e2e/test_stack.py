@@ -56,7 +56,7 @@ class Stack(msgspec.Struct):
     def node_ended(self) -> int:
         """Wait for the node's end; return its exit code."""
         file = self.folder / "node" / "ended"
-        end = time.monotonic() + 60
+        end = time.monotonic() + 120
         while not file.exists() or not file.read_text():
             assert time.monotonic() < end
             time.sleep(0.05)
@@ -346,7 +346,7 @@ def lives(pid: int) -> bool:
 
 
 def wait_for_end(pid: int) -> None:
-    end = time.monotonic() + 20
+    end = time.monotonic() + END_S_MAX
     while lives(pid):
         assert time.monotonic() < end
         time.sleep(0.02)

@@ -6,7 +6,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -30,12 +30,13 @@ from qbtc.messages.language import (
     ChatRequest,
     Event,
     Finished,
+    ModelInfo,
     Sampling,
     TextDelta,
 )
 from qbtc.worker import serve
 
-WAIT_S = 60.0
+WAIT_S = 120.0
 WHOLE = "".join(WORDS)
 HELLO = ChatRequest(model=MODEL, messages=(ChatMessage(role="user", content="Hi"),))
 
@@ -161,7 +162,7 @@ def test_an_answer_of_the_real_model_survives_too(amqp_url: str, prefix: str) ->
         model=DEFAULT_CHAT_MODEL,
         messages=(ChatMessage(role="user", content="Tell me a story."),),
         sampling=Sampling(temperature=0.8, seed=11),
-        max_tokens=120,
+        max_tokens=300,
         logprobs=True,
         n=2,
     )
@@ -234,17 +235,24 @@ def test_a_broker_that_is_away_is_waited_for(
         tries += 1
         if tries < 3:
             raise BusUnavailable("cannot reach RabbitMQ")
-        asyncio.get_running_loop().call_later(0.1, os.kill, os.getpid(), signal.SIGTERM)
         return await open_bus(url, **options)
 
+    class Announced(ScriptedEngine):
+        async def models(self) -> Sequence[ModelInfo]:
+            # Asked once requests are taken: that is what was waited for.
+            os.kill(os.getpid(), signal.SIGTERM)
+            return await super().models()
+
     async def load(_: serve.WorkerSettings) -> ScriptedEngine:
-        return ScriptedEngine()
+        return Announced()
 
     monkeypatch.setattr(serve, "open_bus", open_later)
     monkeypatch.setattr(serve, "CONNECT_AGAIN_S", 0.01)
     settings = serve.WorkerSettings(model=MODEL, amqp_url=amqp_url, prefix=prefix)
     serve.run(settings, load=load)
-    assert capsys.readouterr().err.count("cannot reach RabbitMQ; trying for") == 2
+    said = capsys.readouterr().err
+    assert said.count("cannot reach RabbitMQ; trying for") == 2
+    assert "serving scripted" in said
 
 
 def test_a_broker_that_does_not_come_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,7 +58,14 @@ async def _run(setting: Setting, *, safe: bool) -> tuple[set[str], Counter[str]]
             setting.say(f"kill {kill + 1} of {kills}")
             consumer = asyncio.create_task(_consume(server.url, effects))
             publisher = asyncio.create_task(_publish(server.url, kill, accepted, safe=safe))
-            await asyncio.sleep(LOAD / RATE_S * chance.uniform(0.6, 0.9))
+            sent = len(accepted) + int(LOAD * chance.uniform(0.6, 0.9))
+            done = effects.total()
+
+            async def busy(sent: int = sent, done: int = done) -> bool:
+                return len(accepted) >= sent and effects.total() > done
+
+            # A kill before either of them has connected would show nothing.
+            assert await until(busy, within_s=60, every_s=0.01), "the control's load did not flow"
             await asyncio.to_thread(server.kill)
             for task in (publisher, consumer):
                 task.cancel()

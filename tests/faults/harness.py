@@ -27,6 +27,7 @@ DOCUMENT: Final = ROOT / "docs" / "faults.md"
 BEGIN: Final = "<!-- table: written by python -m tests.faults --document -->"
 END: Final = "<!-- end of table -->"
 PROBE_S_MAX: Final = 60.0
+ASK_S_MAX: Final = 60.0
 
 
 class Setting(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,10 +90,10 @@ type Row = Callable[[Setting], Awaitable[Outcome]]
 
 async def depth(url: str, queue: str) -> int | None:
     """Return how many messages are ready in a queue, seen by a new connection; None: no queue."""
-    async with await aio_pika.connect(url, timeout=20) as link:
+    async with await aio_pika.connect(url, timeout=ASK_S_MAX) as link:
         channel = await link.channel()
         try:
-            found = await channel.declare_queue(queue, passive=True, timeout=20)
+            found = await channel.declare_queue(queue, passive=True, timeout=ASK_S_MAX)
         except aio_pika.exceptions.ChannelNotFoundEntity:
             return None
         return found.declaration_result.message_count

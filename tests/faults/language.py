@@ -227,7 +227,10 @@ async def redis_killed(setting: Setting) -> Outcome:
             missing = (await client.get(f"{server.url}/health/ready")).json()
             await asyncio.to_thread(redis.start)
             found = await asyncio.to_thread(
-                wait_for, lambda: httpx.get(f"{server.url}/health/ready").json()["status"] == "ok"
+                wait_for,
+                lambda: (
+                    httpx.get(f"{server.url}/health/ready", timeout=60).json()["status"] == "ok"
+                ),
             )
     outcome.expect(answered <= allowed, f"{answered} of {len(flood)} answered; {RATE_MAX} may be")
     outcome.expect(

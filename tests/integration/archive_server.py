@@ -86,7 +86,7 @@ class Handler(BaseHTTPRequestHandler):
         if isinstance(fault, int):
             self.reply(fault, b"", {"Retry-After": "0"} if fault == 429 else {})
         elif fault == "hang":
-            time.sleep(1.0)
+            time.sleep(10.0)  # longer than clients wait
             self.close_connection = True
         elif content is None:
             self.reply(404, b"<Error/>")

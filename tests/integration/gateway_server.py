@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import socket
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -122,11 +123,18 @@ def add_key(file: KeyFile, *scopes: KeyScope) -> str:
     return text
 
 
-async def eventually(check: Callable[[], bool], *, within_s: float = 10.0) -> None:
+async def eventually(check: Callable[[], bool], *, within_s: float = 30.0) -> None:
     """Wait until something is so."""
     async with asyncio.timeout(within_s):
         while not check():  # noqa: ASYNC110 - what is waited for happens in another's code
             await asyncio.sleep(0.01)
+
+
+async def within_a_minute() -> None:
+    """Wait for the next minute of the clock where this one is nearly over: rates slide over it."""
+    left_s = 60 - time.time() % 60
+    if left_s < 10:
+        await asyncio.sleep(left_s)
 
 
 async def raw(port: int, *parts: bytes, pause_s: float = 0.0) -> bytes:
@@ -139,7 +147,7 @@ async def raw(port: int, *parts: bytes, pause_s: float = 0.0) -> bytes:
                 await writer.drain()
                 await asyncio.sleep(pause_s)
         with contextlib.suppress(ConnectionError):
-            return await asyncio.wait_for(reader.read(), 20)
+            return await asyncio.wait_for(reader.read(), 60)
         return b""
     finally:
         writer.close()

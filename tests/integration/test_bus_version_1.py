@@ -20,7 +20,7 @@ from qbtc.messages.events import LlmResponse, TradingSignal
 from qbtc.worker.language import serve_language
 from qbtc.worker.signals import load_signal_models, serve_signals
 
-WAIT_S = 20.0
+WAIT_S = 60.0
 REPLY_TO = "amq.rabbitmq.reply-to"
 
 

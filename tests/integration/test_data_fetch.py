@@ -23,7 +23,7 @@ from qbtc.data.download import (
 from qbtc.errors import DataError, RunFailed
 
 TODAY = date(2024, 3, 10)
-QUICK = Limits(backoff_s=0.001, backoff_s_max=0.01, attempts_max=4, silence_s_max=1.0)
+QUICK = Limits(backoff_s=0.001, backoff_s_max=0.01, attempts_max=4, silence_s_max=3.0)
 
 
 @pytest.fixture

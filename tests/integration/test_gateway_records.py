@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.integration.gateway_server import within_a_minute
 from tests.support.scripted_engine import (
     EMBEDDING_MODEL,
     FOREVER,
@@ -27,7 +28,7 @@ PATH = "/v1/chat/completions"
 
 
 def run[T](work: Coroutine[Any, Any, T]) -> T:
-    return asyncio.run(asyncio.wait_for(work, 60))
+    return asyncio.run(asyncio.wait_for(work, 120))
 
 
 async def kept(folder: Path, table: str = "interactions") -> list[dict[str, Any]]:
@@ -131,6 +132,7 @@ def test_long_contents_are_cut_and_say_so(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_what_fails_is_kept_with_its_status(tmp_path: Path) -> None:
     async def work() -> None:
+        await within_a_minute()
         engine = ScriptedEngine(
             [RuntimeError("inside")], [*text("half"), RuntimeError("inside")], [*text("a"), end()]
         )
@@ -162,11 +164,20 @@ def test_a_client_that_leaves_is_kept(tmp_path: Path, stream: bool) -> None:
     async def work() -> None:
         engine = ScriptedEngine([*text("half"), FOREVER, end()])
         async with whole_gateway(engine, tmp_path) as gateway:
-            asking = asyncio.create_task(gateway.web.post(PATH, json=CHAT | {"stream": stream}))
-            async with asyncio.timeout(20):
+            begun = asyncio.Event()
+
+            async def ask() -> None:
+                body = CHAT | {"stream": stream}
+                async with gateway.web.stream("POST", PATH, json=body) as answer:
+                    begun.set()
+                    await answer.aread()
+
+            asking = asyncio.create_task(ask())
+            async with asyncio.timeout(60):
                 while not engine.asked:  # noqa: ASYNC110 - it happens on the server's side
                     await asyncio.sleep(0.01)
-                await asyncio.sleep(0.5)  # a stream has begun
+                if stream:
+                    await begun.wait()
                 asking.cancel()
                 await asyncio.wait({asking})
                 while not engine.cancelled:  # noqa: ASYNC110 - it happens on the server's side
@@ -230,7 +241,7 @@ def test_a_database_that_is_away_degrades_and_delays_nothing(tmp_path: Path) -> 
             for _ in range(5):
                 answer = await gateway.web.post(PATH, json=CHAT)
                 assert answer.status_code == 200
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(60):
                 while "records" not in gateway.services.problems():  # noqa: ASYNC110
                     await asyncio.sleep(0.05)
             ready = await gateway.web.get("/health/ready")

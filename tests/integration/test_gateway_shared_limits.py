@@ -6,6 +6,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 import pytest
+from tests.integration.gateway_server import within_a_minute
 from tests.support.private_servers import running, server_folder
 
 from qbtc.cache.link import CALL_S_MAX, RedisLink
@@ -18,7 +19,7 @@ LIMITS = Limits(requests_per_minute_max=10, tokens_per_minute_max=100)
 
 
 def run[T](work: Coroutine[Any, Any, T]) -> T:
-    return asyncio.run(asyncio.wait_for(work, 60))
+    return asyncio.run(asyncio.wait_for(work, 120))
 
 
 async def let_through(*gateways: Admission, asked: int, who: str = "key:a") -> int:
@@ -70,7 +71,8 @@ def test_two_gateways_count_tokens_together(redis_url: str, key_prefix: str) -> 
 
 def test_without_redis_each_gateway_goes_on_counting_alone(key_prefix: str) -> None:
     async def work(server: RedisServer) -> None:
-        links = [RedisLink(server.url), RedisLink(server.url)]
+        await within_a_minute()
+        links = [RedisLink(server.url, call_s_max=10), RedisLink(server.url, call_s_max=10)]
         one, other = (Admission(LIMITS, shared=link, prefix=key_prefix) for link in links)
         assert await let_through(one, other, asked=8) == 8
         server.kill()
@@ -79,7 +81,7 @@ def test_without_redis_each_gateway_goes_on_counting_alone(key_prefix: str) -> N
         assert await let_through(other, asked=20) == 6
         assert all(link.problem() is not None for link in links)
         server.start()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while any(link.problem() is not None for link in links):
                 await let_through(one, other, asked=2, who="key:b")
                 await asyncio.sleep(0.05)
@@ -100,6 +102,7 @@ def test_a_redis_that_stalls_holds_up_one_request_and_no_limit() -> None:
         writer.close()
 
     async def work() -> None:
+        await within_a_minute()
         listening = await asyncio.start_server(stall, "127.0.0.1", 0)
         port = listening.sockets[0].getsockname()[1]
         link = RedisLink(f"redis://127.0.0.1:{port}/0", retry_s=60)

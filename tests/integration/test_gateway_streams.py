@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -25,7 +26,7 @@ from qbtc_gateway.settings import Settings
 
 pytestmark = pytest.mark.usefixtures("every_way")
 
-WAIT_S = 30.0
+WAIT_S = 60.0
 
 
 class Watching(Observer):
@@ -57,6 +58,7 @@ async def visit(
     after_s: float | None = None,
     writes_fail: bool = False,
     observer: Observer | None = None,
+    keep_alive_s: float = 0.02,
 ) -> bytes:
     """Send a request and leave when what came satisfies ``leave``, or after a time."""
     raw = json.dumps(body).encode()
@@ -98,7 +100,7 @@ async def visit(
         "state": {} if observer is None else {"observer": observer},
     }
     async with asyncio.timeout(WAIT_S), reached(engine) as answering:
-        await create_app(Settings(keep_alive_s=0.02), answering)(scope, receive, send)
+        await create_app(Settings(keep_alive_s=keep_alive_s), answering)(scope, receive, send)
     return received
 
 
@@ -107,17 +109,31 @@ def chat(**options: Any) -> dict[str, Any]:
 
 
 def test_while_the_prompt_is_read_comments_say_how_far() -> None:
-    engine = ScriptedEngine([Prefill(done=42, total=100, cached=0), 0.1, *text("a"), 0.1, end()])
-    received = asyncio.run(visit(engine, chat(stream=True)))
-    assert b": prefill 42%\n\n" in received
-    assert b": keep-alive\n\n" in received
+    said = threading.Event(), threading.Event()
+    engine = ScriptedEngine(
+        [Prefill(done=42, total=100, cached=0), said[0], *text("a"), said[1], end()]
+    )
+
+    def hear(received: bytes) -> bool:
+        if b": prefill 42%\n\n" in received:
+            said[0].set()
+        if b": keep-alive\n\n" in received.partition(b'"content":"a"')[2]:
+            said[1].set()
+        return False
+
+    received = asyncio.run(visit(engine, chat(stream=True), leave=hear))
+    assert said[1].is_set()
     assert received.index(b": prefill") < received.index(b'"content":"a"')
     assert received.endswith(b"data: [DONE]\n\n")
 
 
 def test_comments_are_not_sent_while_text_comes() -> None:
-    engine = ScriptedEngine([*text(*"abcdef"), end()])
-    assert b"\n: " not in asyncio.run(visit(engine, chat(stream=True)))
+    # In all longer than the time after which one is sent, each piece far sooner.
+    pieces = [step for letter in "abcdefghijklmnopqrstuvwxyz" for step in (*text(letter), 0.1)]
+    engine = ScriptedEngine([*pieces, end()])
+    received = asyncio.run(visit(engine, chat(stream=True), keep_alive_s=2.0))
+    assert b'"content":"z"' in received
+    assert b"\n: " not in received
 
 
 @pytest.mark.parametrize("writes_fail", [False, True])

@@ -249,7 +249,7 @@ def test_signals_go_over_a_bus_and_come_back_as_orders(
         bus_signals=[{"instrument": PERP}],
         risk=RISK,
         records={"url": url},
-        replay={"speed": 25.0},
+        replay={"speed": 10.0},
     )
     assert outcome.error is None
     bus = outcome.result.outside.bus
@@ -279,7 +279,7 @@ def test_an_exception_in_on_bus_signal_ends_the_run(tmp_path: Path, cache: Path)
         bus={"url": "memory://"},
         bus_signals=[{"instrument": PERP}],
         risk=RISK,
-        replay={"speed": 25.0},
+        replay={"speed": 10.0},
     )
     assert "boom at" in str(outcome.error)
     assert outcome.result.status == "failed"

@@ -52,7 +52,7 @@ def elsewhere(tmp_path: Path, cache: Path, **environment: str) -> str:
         capture_output=True,
         text=True,
         check=True,
-        timeout=120,
+        timeout=240,
     )
     return done.stdout.strip()
 

@@ -54,7 +54,7 @@ def run[T](scene: Callable[[], Awaitable[T]], *, loop: str = "asyncio") -> T:
     factory = uvloop.new_event_loop if loop == "uvloop" else asyncio.new_event_loop
 
     async def bounded() -> T:
-        async with asyncio.timeout(120):
+        async with asyncio.timeout(240):
             return await scene()
 
     with asyncio.Runner(loop_factory=factory) as runner:

@@ -33,7 +33,7 @@ ADDRESS = "hf://some/Tiny-GGUF/Tiny-Q8_0.gguf"
 FILE = "some/Tiny-GGUF/Tiny-Q8_0.gguf"
 STORE = f"store/{FILE}"
 QUICK = Limits(
-    backoff_s=0.001, backoff_s_max=0.01, attempts_max=3, silence_s_max=0.5, redirects_max=5
+    backoff_s=0.001, backoff_s_max=0.01, attempts_max=3, silence_s_max=5.0, redirects_max=5
 )
 
 

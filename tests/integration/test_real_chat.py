@@ -67,7 +67,7 @@ def run() -> Iterator[Run]:
         pytest.skip(str(error))
     with asyncio.Runner() as runner:
         engine = runner.run(LocalEngine.load(model, embedder=embedder, threads=1))
-        yield lambda use: runner.run(asyncio.wait_for(use(engine), 120))  # type: ignore[arg-type]
+        yield lambda use: runner.run(asyncio.wait_for(use(engine), 240))  # type: ignore[arg-type]
         runner.run(engine.close())
 
 
@@ -152,7 +152,7 @@ def test_a_stop_text_beside_tools_ends_the_text_and_frees_the_engine(run: Run) -
     async def work(engine: LocalEngine) -> Any:
         plain = await collect(engine.chat(chat(tools=(TIME,))))
         stopped = await collect(engine.chat(chat(tools=(TIME,), stop=(" is",))))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while engine.stats().active:  # noqa: ASYNC110  the engine sets no event
                 await asyncio.sleep(0.01)
         return plain, stopped
@@ -314,7 +314,7 @@ def test_leaving_frees_the_engine(run: Run) -> None:
         async with aclosing(engine.chat(chat(max_tokens=2_000, n=2))) as events:  # type: ignore[type-var]
             for _ in range(4):
                 await anext(events)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while engine.stats().active:  # noqa: ASYNC110  the engine sets no event
                 await asyncio.sleep(0.01)
         return engine.stats().active

@@ -23,7 +23,7 @@ from qbtc.store.recorder import Recorder
 from qbtc.store.records import OutboxEntry
 from qbtc.store.spool import Journal, read_line, write_line
 
-WAIT_S = 30.0
+WAIT_S = 60.0
 
 
 @pytest.fixture
@@ -415,6 +415,7 @@ def test_of_a_batch_that_does_not_fit_the_first_records_are_kept(
 def test_a_disk_that_stays_full_is_told_of_once_in_a_while(
     away: str, spool: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    monkeypatch.setattr("qbtc.store.lane.LOG_S", 600.0)
     monkeypatch.setattr(os, "pwrite", SmallDisk(spool, 0))
     recorder = Recorder(away, spool=spool)
     for number in range(100):

@@ -218,7 +218,7 @@ def _qbtc(*arguments: str, folder: Path) -> subprocess.Popen[str]:
 def test_the_command_prints_json_on_stdout_and_a_verdict_on_stderr(tmp_path: Path) -> None:
     (tmp_path / "t.toml").write_text(CONFIG)
     process = _qbtc("train", "t.toml", "--json", folder=tmp_path)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=240)
     assert process.returncode == 0, err
     found = json.loads(out)
     assert found["synthetic"] is True
@@ -245,7 +245,7 @@ def test_a_wrong_config_ends_with_one_line_and_code_2(
     assert old in CONFIG
     (tmp_path / "t.toml").write_text(CONFIG.replace(old, new))
     process = _qbtc("train", "t.toml", folder=tmp_path)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=120)
     assert process.returncode == 2
     assert out == ""
     assert says in err

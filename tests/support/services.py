@@ -28,7 +28,7 @@ def need(url: str, what: str) -> None:
     """Skip, or fail where servers are required, if nothing listens at a URL."""
     parts = urlsplit(url)
     try:
-        socket.create_connection((parts.hostname or "", parts.port or 0), timeout=2).close()
+        socket.create_connection((parts.hostname or "", parts.port or 0), timeout=10).close()
     except OSError as error:
         reason = f"no {what} at {parts.hostname}:{parts.port} ({error.strerror or error})"
         if REQUIRED:
@@ -51,7 +51,7 @@ def _execute(statement: str) -> None:
     import asyncpg
 
     async def go() -> None:
-        connection = await asyncpg.connect(POSTGRES_URL, timeout=10)
+        connection = await asyncpg.connect(POSTGRES_URL, timeout=60)
         try:
             await connection.execute(statement)
         finally:

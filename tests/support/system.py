@@ -17,7 +17,7 @@ import msgspec
 ROOT = Path(__file__).resolve().parents[2]
 QBTC = (sys.executable, "-m", "qbtc")
 START_S_MAX = 120.0
-STOP_S_MAX = 30.0
+STOP_S_MAX = 60.0
 
 
 class Part(msgspec.Struct):

@@ -16,7 +16,7 @@ import msgspec
 ROOT: Final = Path(__file__).resolve().parents[2]
 SCRIPTED: Final = (sys.executable, "-m", "tests.support.scripted_worker")
 REAL: Final = (sys.executable, "-m", "qbtc")
-END_S: Final = 30.0
+END_S: Final = 60.0
 
 
 class Worker(msgspec.Struct):

@@ -37,7 +37,7 @@ def play(request: pytest.FixtureRequest) -> Callable[[Scene], None]:
 
     async def run(scene: Scene) -> None:
         core = ScriptedCore()
-        async with asyncio.timeout(20), LanguageModel(core, path=Path("x.gguf")) as model:
+        async with asyncio.timeout(60), LanguageModel(core, path=Path("x.gguf")) as model:
             await scene(core, model)
         assert core.closed
 

@@ -60,7 +60,7 @@ def play[T](scene: Callable[[ScriptedCore, LocalEngine], Awaitable[T]]) -> T:
         model = LanguageModel(core, path=Path("x.gguf"))
         engine = LocalEngine(model, CHAT, embedder=Embedder(), embedder_info=EMBEDDING)
         try:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 return await scene(core, engine)
         finally:
             await engine.close()
@@ -224,7 +224,8 @@ def test_closing_in_the_middle_of_a_wait_cancels_too() -> None:
                 pass
 
         task = asyncio.create_task(read())
-        await asyncio.sleep(0.05)
+        while len(core.submitted) < 2:  # noqa: ASYNC110  what the core does sets no event
+            await asyncio.sleep(0.001)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task

@@ -18,7 +18,7 @@ from qbtc.messages.language import TextDelta, TokenLogprob, ToolCall
 from qbtc.worker.batches import batches
 from qbtc.worker.collect import collect
 
-WAIT_S = 10.0
+WAIT_S = 60.0
 
 
 async def counted(n: int) -> AsyncGenerator[int]:
