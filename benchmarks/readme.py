@@ -1,10 +1,10 @@
-"""Put measured numbers into README.md: ``python -m benchmarks.readme trading language bus``.
+"""Put measured numbers into README.md: ``python -m benchmarks.readme PART ...``.
 
-Reads what the project's own commands wrote and types nothing by hand: ``trading`` takes the model
+Reads what the project's own commands wrote and types nothing by hand. ``trading`` takes the model
 card of ``qbtc train configs/train-l2.toml``, the newest result of ``qbtc backtest`` for each config
-named here, and ``benchmarks/out/report.json`` of ``make bench``; ``language`` takes the report, and
-``soak.json`` of ``python -m benchmarks.soak``; ``bus`` takes the report, and ``faults.json`` of
-``make faults``. Run those first. Each part names its machine.
+named here, and ``benchmarks/out/report.json`` of ``make bench``; ``language``, ``server`` and
+``bus`` take that report; ``soak`` takes ``soak.json`` of ``python -m benchmarks.soak``, ``faults``
+takes ``faults.json`` of ``make faults``. Run those first. Each part names its machine or commit.
 """
 
 import json
@@ -180,8 +180,9 @@ def _soak() -> Iterator[str]:
     codes = ", ".join(f"{code}: {count:,}" for code, count in sorted(met.items()))
     first, rss = soak["first_token_s"], soak["rss_mib"]
     yield (
-        f"**Under load** (`python -m benchmarks.soak --minutes {soak['minutes']:g}`: streams,"
-        f" hang-ups, floods, slow readers, bad input): answers by status {codes};"
+        f"**Under load** (`python -m benchmarks.soak --minutes {soak['minutes']:g}`, commit"
+        f" {soak['commit'][:12]}; {soak['machine']}): streams, hang-ups, floods, slow readers, bad"
+        f" input. Answers by status {codes};"
         f" {soak['streams']:,} whole streams, first token p50 {first['p50']:.2f} s, p99"
         f" {first['p99']:.2f} s; memory {rss['warm']:.0f} MiB after the warm-up,"
         f" {rss['end']:.0f} at the end; broken: {sum(soak['broken'].values())}.\n"

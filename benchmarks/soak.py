@@ -30,6 +30,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from benchmarks.reporting import commit, machine
+
 ROOT = Path(__file__).resolve().parents[1]
 OUT = Path(__file__).parent / "out"
 
@@ -319,6 +321,8 @@ def _summary(seen: Seen, minutes: float) -> dict[str, Any]:
         count for met in seen.statuses.values() for code, count in met.items() if code[0] == "5"
     )
     return {
+        "commit": commit(ROOT),
+        "machine": machine(),
         "minutes": minutes,
         "statuses": {kind: dict(met) for kind, met in seen.statuses.items()},
         "server_errors": fives,
