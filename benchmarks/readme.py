@@ -183,8 +183,8 @@ def _soak() -> Iterator[str]:
         f"**Under load** (`python -m benchmarks.soak --minutes {soak['minutes']:g}`, commit"
         f" {soak['commit'][:12]}; {soak['machine']}): streams, hang-ups, floods, slow readers, bad"
         f" input. Answers by status {codes};"
-        f" {soak['streams']:,} whole streams, first token p50 {first['p50']:.2f} s, p99"
-        f" {first['p99']:.2f} s; memory {rss['warm']:.0f} MiB after the warm-up,"
+        f" {soak['streams']:,} whole streams, first token p50 {first['p50'] * 1e3:.0f} ms,"
+        f" p99 {first['p99'] * 1e3:.0f} ms; memory {rss['warm']:.0f} MiB after the warm-up,"
         f" {rss['end']:.0f} at the end; broken: {sum(soak['broken'].values())}.\n"
     )
 
