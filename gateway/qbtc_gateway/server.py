@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from uvicorn import Server
 
     from qbtc.llm.engine import Engine
-    from qbtc.llm.models import ModelFile
     from qbtc_gateway.loading import LoadingEngine
     from qbtc_gateway.metrics import Part
     from qbtc_gateway.services import Services
@@ -63,9 +62,12 @@ async def load_local(settings: Settings) -> Engine:
     ModelError
         A model is not here, damaged or not supported.
     """
-    chat, embedder = await asyncio.to_thread(_find_models, settings)
+    from qbtc.llm.load import find_models
     from qbtc.llm.local import LocalEngine
 
+    # Not on a thread: what comes after it would wait for the loop, which imports the web framework
+    # meanwhile, and the models would load after that instead of beside it.
+    chat, embedder = find_models(settings.model, settings.embedding_model)
     return await LocalEngine.load(
         chat,
         embedder=embedder,
@@ -213,8 +215,10 @@ async def _serve(
 
     engine = LoadingEngine(load_behind, wait_s_max=settings.load_wait_s_max)
     loading = engine.start()
-    # Let the loader reach its threads before the imports hold the interpreter.
-    await asyncio.sleep(0)
+    # Let the loader reach its threads before the imports hold the interpreter: one turn of the loop
+    # for the chat model, one for the embedder.
+    for _ in range(2):
+        await asyncio.sleep(0)
     configure_logging()
     try:
         services = Services(settings)
@@ -248,13 +252,6 @@ async def _serve(
 def _model(settings: Settings) -> str | None:
     """Name of the model that this process serves; workers serve what they loaded."""
     return settings.model if settings.engine == "local" else None
-
-
-def _find_models(settings: Settings) -> tuple[ModelFile, ModelFile | None]:
-    # Imported on the loader's thread.
-    from qbtc.llm.load import find_models
-
-    return find_models(settings.model, settings.embedding_model)
 
 
 def _snapshot_file(model: str) -> Path:

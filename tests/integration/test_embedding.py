@@ -16,7 +16,7 @@ TEXTS = ("A cat sleeps on the sofa.", "A kitten naps on a couch.", "Interest rat
 
 def with_embedder[T](scene: Callable[[Embedder], Awaitable[T]]) -> T:
     async def run() -> T:
-        embedder = await Embedder.load(find_model(kind="embedding").path)
+        embedder = Embedder.load(find_model(kind="embedding").path)
         try:
             return await scene(embedder)
         finally:
@@ -71,6 +71,6 @@ def test_what_cannot_be_embedded_is_refused() -> None:
 
 def test_a_folder_that_is_no_embedder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=str(tmp_path)):
-        asyncio.run(Embedder.load(tmp_path))
+        Embedder.load(tmp_path)
     with pytest.raises(InputError, match="threads"):
-        asyncio.run(Embedder.load(find_model(kind="embedding").path, threads=0))
+        Embedder.load(find_model(kind="embedding").path, threads=0)

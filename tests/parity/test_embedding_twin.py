@@ -34,7 +34,7 @@ def test_vectors_are_those_of_the_slow_twin() -> None:
     twin = BertTwin(folder)
 
     async def embedded() -> np.ndarray:
-        embedder = await Embedder.load(folder)
+        embedder = Embedder.load(folder)
         try:
             return await embedder.embed(TEXTS)
         finally:

@@ -38,8 +38,8 @@ class Embedder:
         self._core: _core.Embedder | None = core
 
     @classmethod
-    async def load(cls, folder: str | os.PathLike[str], *, threads: int | None = None) -> Self:
-        """Read a folder in the form that ``sentence-transformers`` writes.
+    def load(cls, folder: str | os.PathLike[str], *, threads: int | None = None) -> Self:
+        """Read a folder in the form that ``sentence-transformers`` writes; not for the event loop.
 
         Parameters
         ----------
@@ -57,7 +57,7 @@ class Embedder:
         """
         folder = Path(folder)
         try:
-            core = await asyncio.to_thread(_core.Embedder, folder, threads=threads)
+            core = _core.Embedder(folder, threads=threads)
         except (_core.CoreModelError, OSError) as error:
             raise ModelError(f"{folder}: {error}") from None
         except _core.CoreInputError as error:

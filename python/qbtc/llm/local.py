@@ -7,7 +7,6 @@ reports its own, and asking again with it gives the same answer.
 
 import asyncio
 import hashlib
-import importlib
 import secrets
 import time
 from collections import OrderedDict
@@ -143,7 +142,9 @@ class LocalEngine:
             A file is damaged or not supported.
         """
         beside = (
-            None if embedder is None else asyncio.ensure_future(_load_embedder(embedder, threads))
+            None
+            if embedder is None
+            else asyncio.ensure_future(asyncio.to_thread(_load_embedder, embedder, threads))
         )
         loaded: LanguageModel | None = None
         try:
@@ -509,11 +510,11 @@ class LocalEngine:
         raise await asyncio.to_thread(_bad_schema, refusal, job) from None
 
 
-async def _load_embedder(file: "ModelFile", threads: int | None) -> "Embedder":
-    """Load an embedder; NumPy is imported meanwhile, beside the chat model."""
-    module = await asyncio.to_thread(importlib.import_module, "qbtc.core.embedding")
-    embedder: Embedder = await module.Embedder.load(file.path, threads=threads)
-    return embedder
+def _load_embedder(file: "ModelFile", threads: int | None) -> "Embedder":
+    """Load an embedder; NumPy is imported here, so that it is not in the way of the chat model."""
+    from qbtc.core.embedding import Embedder
+
+    return Embedder.load(file.path, threads=threads)
 
 
 def _generation(job: _Job, seed: int, constraint: Constraint | None) -> Generation:
