@@ -49,6 +49,8 @@ class Server:
     name: str
     url: str
     client: httpx.Client
+    ready_s: float
+    """From the start of its process until it was healthy."""
 
     def chat(self, messages: Sequence[dict[str, str]], *, tokens: int, **more: Any) -> Answer:
         """Stream one greedy chat of up to ``tokens`` tokens and time it."""
@@ -111,11 +113,12 @@ def our_server(*arguments: str, cache: Path | None = None) -> Iterator[Server]:
         env = {**os.environ, "XDG_DATA_HOME": data, "QBTC_DATABASE_URL": ""}
         if cache is not None:
             env["XDG_CACHE_HOME"] = str(cache)
+        start = time.perf_counter()
         with _running([*command, *arguments], stdout=subprocess.PIPE, env=env) as process:
             assert process.stdout is not None
             url = json.loads(process.stdout.readline())["page"].rstrip("/")
             _wait(client, f"{url}/health/ready")
-            yield Server("qbtc serve", url, client)
+            yield Server("qbtc serve", url, client, time.perf_counter() - start)
 
 
 @contextmanager
@@ -129,10 +132,12 @@ def llama_server(model: Path, *, threads: int, context: int, streams: int = 1) -
         str(program), "-m", str(model), "-t", str(threads), "-c", str(context * streams),
         "-np", str(streams), "--host", "127.0.0.1", "--port", str(port),
     ]  # fmt: skip
-    with _client() as client, _running(command, stdout=subprocess.DEVNULL):
-        url = f"http://127.0.0.1:{port}"
-        _wait(client, f"{url}/health")
-        yield Server("llama-server", url, client)
+    with _client() as client:
+        start = time.perf_counter()
+        with _running(command, stdout=subprocess.DEVNULL):
+            url = f"http://127.0.0.1:{port}"
+            _wait(client, f"{url}/health")
+            yield Server("llama-server", url, client, time.perf_counter() - start)
 
 
 def _client() -> httpx.Client:

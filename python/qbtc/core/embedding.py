@@ -7,13 +7,15 @@ import asyncio
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Self
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Self
 
 from qbtc import _core
 from qbtc.errors import InputError, ModelError, RunFailed
+
+if TYPE_CHECKING:
+    # The core imports NumPy with the first vectors: a server that makes none starts without it.
+    import numpy as np
+    import numpy.typing as npt
 
 __all__ = ["Embedder"]
 
@@ -64,7 +66,7 @@ class Embedder:
             raise InputError(str(error)) from None
         return cls(core, folder=folder)
 
-    async def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+    async def embed(self, texts: Sequence[str]) -> "npt.NDArray[np.float32]":
         """Vectors (n, dimensions) of texts; of a text too long, its beginning is read.
 
         Raises

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 
+from qbtc.core.embedding import Embedder
 from qbtc.core.language_model import (
     ContextTooShort,
     Generation,
@@ -61,7 +62,6 @@ from qbtc.messages.language import (
 )
 
 if TYPE_CHECKING:
-    from qbtc.core.embedding import Embedder
     from qbtc.llm.models import ModelFile
 
 __all__ = ["LocalEngine"]
@@ -108,7 +108,7 @@ class LocalEngine:
         info: ModelInfo,
         *,
         native_tools: bool = False,
-        embedder: "Embedder | None" = None,
+        embedder: Embedder | None = None,
         embedder_info: ModelInfo | None = None,
     ) -> None:
         self._model = model
@@ -144,7 +144,9 @@ class LocalEngine:
         beside = (
             None
             if embedder is None
-            else asyncio.ensure_future(asyncio.to_thread(_load_embedder, embedder, threads))
+            else asyncio.ensure_future(
+                asyncio.to_thread(Embedder.load, embedder.path, threads=threads)
+            )
         )
         loaded: LanguageModel | None = None
         try:
@@ -508,13 +510,6 @@ class LocalEngine:
         assert refusal is not None
         # A grammar is made of all schemas of a request; only now is it worth asking which.
         raise await asyncio.to_thread(_bad_schema, refusal, job) from None
-
-
-def _load_embedder(file: "ModelFile", threads: int | None) -> "Embedder":
-    """Load an embedder; NumPy is imported here, so that it is not in the way of the chat model."""
-    from qbtc.core.embedding import Embedder
-
-    return Embedder.load(file.path, threads=threads)
 
 
 def _generation(job: _Job, seed: int, constraint: Constraint | None) -> Generation:
