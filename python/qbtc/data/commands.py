@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 import msgspec
@@ -25,7 +25,6 @@ from qbtc.config.data import (
     SyntheticSource,
 )
 from qbtc.data.archive import Kind, parse_name
-from qbtc.data.catalog import Dataset, list_catalogs, open_source
 from qbtc.data.download import (
     ARCHIVE_URL,
     Fetched,
@@ -38,6 +37,9 @@ from qbtc.data.download import (
 from qbtc.data.instruments import split_id
 from qbtc.data.rows import INTERVALS
 from qbtc.errors import DataError
+
+if TYPE_CHECKING:
+    from qbtc.data.catalog import Dataset
 
 __all__ = ["data"]
 
@@ -160,7 +162,7 @@ def fetch(
             kind=kind,
             interval=interval,
         )
-        dataset = open_source(source, Path.cwd(), cache_dir=cache_dir)
+        dataset = _open(source, cache_dir)
         report["dataset"] = _facts(dataset)
         if not as_json:
             _show_datasets([_facts(dataset)])
@@ -212,7 +214,7 @@ def import_(
         instrument_id, kind_of_file, kind, interval, clock_offset_ms, damaged_rows_max
     )
     sources = _sources(files, options)
-    facts = [_facts(open_source(source, Path.cwd(), cache_dir=cache_dir)) for source in sources]
+    facts = [_facts(_open(source, cache_dir)) for source in sources]
     if as_json:
         _print_json({"datasets": facts})
     else:
@@ -224,6 +226,8 @@ def import_(
 @_json
 def list_(cache_dir: Path | None, as_json: bool) -> None:
     """List the data sets that were imported or generated here."""
+    from qbtc.data.catalog import list_catalogs
+
     catalogs = list_catalogs(cache_dir)
     if as_json:
         _print_json({"datasets": catalogs})
@@ -296,7 +300,7 @@ def synth(
         start=start,
         price=price,
     )
-    facts = _facts(open_source(source, Path.cwd(), cache_dir=cache_dir))
+    facts = _facts(_open(source, cache_dir))
     if as_json:
         _print_json({"datasets": [facts]})
     else:
@@ -369,7 +373,14 @@ def _what_of(file: Path, options: _ImportOptions) -> tuple[Kind, str]:
     return kind, interval
 
 
-def _facts(dataset: Dataset) -> dict[str, Any]:
+def _open(source: DataSource, cache_dir: Path | None) -> "Dataset":
+    # Imported here because pandas comes with it, and `qbtc --help` imports this file.
+    from qbtc.data.catalog import open_source
+
+    return open_source(source, Path.cwd(), cache_dir=cache_dir)
+
+
+def _facts(dataset: "Dataset") -> dict[str, Any]:
     """Facts of one data set for people and programs."""
     return dataset.manifest | {"path": str(dataset.catalog_path)}
 
