@@ -355,6 +355,7 @@ def test_leaving_a_request_takes_nothing_from_others_that_was_published_meanwhil
         async with opened() as made:
             worker, bus, published = await made.open("qbtc/worker/1"), await made.open(), []
             heard, first, go_on = Heard(), asyncio.Event(), asyncio.Event()
+            confirmed = asyncio.Event()
 
             async def listen_slowly(delivery: Delivery) -> None:
                 first.set()
@@ -365,7 +366,7 @@ def test_leaving_a_request_takes_nothing_from_others_that_was_published_meanwhil
                 for number in range(2):
                     published.append(a_signal(delivery.message, number=number))
                     await worker.publish(published[-1])
-                await first.wait()
+                confirmed.set()
                 await asyncio.Event().wait()
 
             made.durable.append("q_slow")
@@ -374,7 +375,7 @@ def test_leaving_a_request_takes_nothing_from_others_that_was_published_meanwhil
             await worker.subscribe(topic, listen_slowly, prefetch=1)
             await worker.subscribe(REQUESTS, publish_and_stay)
             asking = asyncio.create_task(bus.request(a_request(), timeout_s=WAIT_S))
-            await asyncio.wait_for(first.wait(), WAIT_S)
+            await asyncio.wait_for(asyncio.gather(first.wait(), confirmed.wait()), WAIT_S)
             asking.cancel()
             await until(lambda: worker.counters()["cancelled"] == 1)
             go_on.set()
