@@ -36,7 +36,7 @@ _COMMANDS = {
     "up": "qbtc.stack.commands:up",
     "worker": "qbtc.worker.commands:worker",
 }
-"""Each command by module and name, imported when it is asked for: ``qbtc --help`` stays quick."""
+"""Each command by module and name, imported when asked for: none waits for what others import."""
 
 
 class _LazyGroup(click.Group):
